@@ -1,0 +1,1 @@
+"""What happened: catalogues, interactions, splits, examples. Imports nothing further down the line."""

@@ -1,0 +1,166 @@
+"""What happened: the catalogue and who interacted with what, as two plain frames."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nullrec_lib.errors import InputError
+
+CLOCKS = ("auto", "time", "position")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A catalogue of N items and the interactions of U users.
+
+    Item ids are 0…N-1 in catalogue order, user ids 0…U-1 in order of first appearance. An item without
+    interactions stays in the catalogue: it is ranked like any other (a cold item).
+    """
+
+    name: str
+    items: pd.DataFrame
+    """One row per item, row i = item id i; columns `item_id`, `title`, `description`, all str."""
+    interactions: pd.DataFrame
+    """Columns `user` (int64), `item` (int64), `timestamp` (float64, Unix seconds or positions).
+    Sorted by user, then timestamp; equal timestamps stay in source order."""
+    user_ids: np.ndarray
+    """(U,) the source's user ids, str."""
+    clock: str
+    """`time`: timestamps are comparable across users. `position`: they only order one user's sequence."""
+    notes: tuple[str, ...] = ()
+    """What was recognised, cut or dropped by rule, one sentence each; printed, never silent."""
+    truth: Any = field(default=None, repr=False)
+    """The generating factors, where the data set is generated."""
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.items)
+
+    @property
+    def n_interactions(self) -> int:
+        return len(self.interactions)
+
+    def lengths(self) -> np.ndarray:
+        """(U,) int64: interactions per user; 0 where every interaction of the user was cut away."""
+        return np.bincount(self.interactions["user"], minlength=self.n_users)
+
+    def popularity(self) -> np.ndarray:
+        """(N,) int64: interactions per item over the *whole* set. For description only: what a model reads
+        must come from the training part (`splits.Split.popularity`)."""
+        return np.bincount(self.interactions["item"], minlength=self.n_items)
+
+    def fingerprint(self) -> str:
+        """16 hex digits over everything a run can read: item texts, ids, interactions, clock."""
+        digest = hashlib.sha256(self.clock.encode())
+        for column in ("item_id", "title", "description"):
+            digest.update("\x1f".join(self.items[column]).encode())
+        for column in ("user", "item", "timestamp"):
+            digest.update(np.ascontiguousarray(self.interactions[column].to_numpy()).tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for a table or a JSON line; density in percent of users × items."""
+        lengths = self.lengths()
+        text = self.items["title"].str.len() > 0
+        return {
+            "name": self.name,
+            "n_users": self.n_users,
+            "n_items": self.n_items,
+            "n_interactions": self.n_interactions,
+            "density_percent": round(100 * self.n_interactions / (self.n_users * self.n_items), 4),
+            "mean_length": round(float(lengths.mean()), 2),
+            "shortest": int(lengths.min()),
+            "longest": int(lengths.max()),
+            "items_never_seen": int((self.popularity() == 0).sum()),
+            "repeated_interactions": int(self.interactions.duplicated(["user", "item"]).sum()),
+            "items_with_title": int(text.sum()),
+            "items_with_description": int((self.items["description"].str.len() > 0).sum()),
+            "clock": self.clock,
+            "first_timestamp": float(self.interactions["timestamp"].min()),
+            "last_timestamp": float(self.interactions["timestamp"].max()),
+            "fingerprint": self.fingerprint(),
+            "notes": list(self.notes),
+        }
+
+
+def assemble(
+    name: str,
+    items: pd.DataFrame,
+    interactions: pd.DataFrame,
+    clock: str = "auto",
+    notes: tuple[str, ...] = (),
+    truth: Any = None,
+) -> Dataset:
+    """Build a `Dataset` from frames that still carry the source's ids.
+
+    Args:
+        items: columns `item_id`, `title`, `description` (str, unique `item_id`).
+        interactions: columns `user_id`, `item_id` (str) and `timestamp` (float, finite), in source order.
+        clock: `auto` recognises timestamps that are 0…n-1 for every user as positions (METHODS: they are
+            not times); `time` or `position` overrides.
+
+    Raises:
+        InputError: unknown clock, no rows, or an interaction with an item that the catalogue lacks.
+            Readers check the same with file and line; this is the last line of defence.
+    """
+    if clock not in CLOCKS:
+        raise InputError(f"clock: {clock!r} is not one of {', '.join(CLOCKS)}.")
+    if items.empty or interactions.empty:
+        raise InputError(f"{name}: there are no {'items' if items.empty else 'interactions'}.")
+    item_code = pd.Index(items["item_id"]).get_indexer(interactions["item_id"])
+    if (item_code < 0).any():
+        missing = interactions["item_id"].iloc[int(np.argmax(item_code < 0))]
+        raise InputError(f"{name}: item {missing!r} has an interaction but is not in the catalogue.")
+    user_code, user_ids = pd.factorize(interactions["user_id"])
+    frame = pd.DataFrame({
+        "user": user_code.astype(np.int64),
+        "item": item_code.astype(np.int64),
+        "timestamp": interactions["timestamp"].to_numpy(np.float64),
+    }).sort_values(["user", "timestamp"], kind="stable", ignore_index=True)
+
+    if clock == "auto":
+        position = frame.groupby("user").cumcount()
+        clock = "position" if (frame["timestamp"] == position).all() else "time"
+        if clock == "position":
+            notes += (
+                "The timestamps are 0…n-1 for every user: positions, not times; users are split by a seeded "
+                "shuffle (clock=time overrides).",
+            )
+    return Dataset(
+        name=name,
+        items=items[["item_id", "title", "description"]].reset_index(drop=True),
+        interactions=frame,
+        user_ids=np.asarray(user_ids, dtype=object),
+        clock=clock,
+        notes=notes,
+        truth=truth,
+    )
+
+
+def cut(dataset: Dataset, keep: str | None) -> Dataset:
+    """Keep each user's first or last interactions: `first:N`, `last:N`, or None for all (METHODS 1).
+
+    The catalogue is untouched, so items that lose every interaction become cold.
+
+    Raises:
+        InputError: `keep` is not `first:N` or `last:N` with N ≥ 1.
+    """
+    if keep is None:
+        return dataset
+    side, _, count = keep.partition(":")
+    if side not in ("first", "last") or not count.isdecimal() or int(count) < 1:
+        raise InputError(f"keep: {keep!r} is not first:N or last:N with N of at least 1.")
+    by_user = dataset.interactions.groupby("user", sort=False)
+    rank = by_user.cumcount(ascending=side == "first")
+    kept = dataset.interactions[rank < int(count)].reset_index(drop=True)
+    note = f"keep={keep} left {len(kept):,} of {dataset.n_interactions:,} interactions."
+    return replace(dataset, interactions=kept, notes=dataset.notes + (note,))
