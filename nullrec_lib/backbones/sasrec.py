@@ -1,0 +1,143 @@
+"""SASRec: self-attention over the history, state at its last position (Kang & McAuley 2018; METHODS 4)."""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nullrec_lib.data.examples import Batch, View
+from nullrec_lib.data.negatives import draw
+from nullrec_lib.errors import InputError
+
+
+class Block(nn.Module):
+    """Pre-norm causal self-attention and a feed-forward layer of the same width.
+
+    As in the SASRec that AlphaFuse's authors use: queries are layer-normed and keys and values are not, the
+    residual is the normed query, there is no output projection, and the feed-forward residual is normed too.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm_query, self.norm_inner = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, L, d), mask (B, L) bool → (B, L, d): every position attends to itself and earlier tokens."""
+        B, L, d = x.shape
+        normed = self.norm_query(x)
+        split = lambda t: t.view(B, L, self.heads, d // self.heads).transpose(1, 2)
+        q, k, v = split(self.query(normed)), split(self.key(x)), split(self.value(x))
+        causal = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
+        weights = self._weights(q @ k.transpose(-1, -2), (causal & mask[:, None, :])[:, None], d)
+        attended = (weights @ v).transpose(1, 2).reshape(B, L, d)
+        return self._feed_forward(normed + attended)
+
+    def last(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The same function at the last position only, (B, L, d) → (B, d), for about a fifth of the work.
+
+        With one query the key and value projections move out of the sum over positions:
+        q·(K xⱼ + b) = (Kᵀq)·xⱼ + q·b and Σ aⱼ(V xⱼ + b) = V(Σ aⱼxⱼ) + b Σ aⱼ, so 2·L·d² becomes 2·d².
+        """
+        B, L, d = x.shape
+        normed = self.norm_query(x[:, -1])
+        q = self.query(normed).view(B, self.heads, -1)
+        key = self.key.weight.view(self.heads, -1, d)
+        scores = torch.einsum("bhe,hed,bld->bhl", q, key, x) + (q * self.key.bias.view(self.heads, -1)).sum(-1, True)
+        weights = self._weights(scores, mask[:, None], d)
+        pooled = weights @ x
+        value = self.value.weight.view(self.heads, -1, d)
+        attended = torch.einsum("bhd,hed->bhe", pooled, value) + weights.sum(-1, True) * self.value.bias.view(
+            self.heads, -1
+        )
+        return self._feed_forward(normed + attended.reshape(B, d))
+
+    def _weights(self, scores: Tensor, allowed: Tensor, d: int) -> Tensor:
+        # A large negative number, not -inf: a row without any token (empty history) stays finite.
+        scores = (scores / (d // self.heads) ** 0.5).masked_fill(~allowed, -1e9)
+        return self.dropout(scores.softmax(dim=-1))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        normed = self.norm_inner(x)
+        return normed + self.dropout(self.outer(self.dropout(self.inner(normed).relu())))
+
+
+class SASRec(nn.Module):
+    """Views in, states out; InfoNCE on cosine similarity.
+
+    Several views are read by the same weights, one after the other, and their states concatenated.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        length: int,
+        blocks: int,
+        heads: int,
+        dropout: float,
+        temperature: float,
+        negatives: int,
+        exclude_history: bool,
+    ):
+        """Set the shape and the loss.
+
+        Args:
+            width: d of one view.
+            length: longest view, in tokens.
+            blocks: attention blocks (the authors' code runs one whatever it is told; METHODS 11).
+            heads: attention heads; must divide `width`.
+            dropout: probability, on inputs, attention weights and feed-forward.
+            temperature: τ of InfoNCE; similarities are divided by it.
+            negatives: uniform negatives per example.
+            exclude_history: draw no negative from the visible history (the authors exclude the target only).
+
+        Raises:
+            InputError: a number out of range.
+        """
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise InputError(f"heads: {heads} does not divide the width {width}.")
+        for name, value, low in (("blocks", blocks, 1), ("negatives", negatives, 1), ("length", length, 1)):
+            if value < low:
+                raise InputError(f"{name}: {value} is below {low}.")
+        if not temperature > 0 or not 0 <= dropout < 1:
+            raise InputError(f"temperature must be positive ({temperature}) and dropout in [0, 1) ({dropout}).")
+        self.temperature, self.negatives, self.exclude_history = temperature, negatives, exclude_history
+        self.positions = nn.Parameter(torch.randn(length, width))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, views: Sequence[View]) -> Tensor:
+        """Views of (B, L', d) → states (B, number of views · d)."""
+        return torch.cat([self._read(*view) for view in views], dim=-1)
+
+    def _read(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        torch._assert_async((mask[:, 1:] >= mask[:, :-1]).all(), "histories must be left-padded")
+        x = self.dropout(vectors + self.positions[-vectors.shape[1] :]) * mask[..., None]
+        for block in self.blocks[:-1]:
+            x = block(x, mask) * mask[..., None]
+        return self.norm(self.blocks[-1].last(x, mask))
+
+    def loss(self, states: Tensor, batch: Batch, n_items: int, vectors: Callable[[Tensor], Tensor]) -> Tensor:
+        """InfoNCE over the target and `negatives` uniform items: −log softmax(cos/τ) of the target, mean over B.
+
+        Args:
+            vectors: item ids (…) → item vectors (…, d).
+        """
+        drawn = draw(batch.target, n_items, self.negatives, batch.history if self.exclude_history else None)
+        candidates = vectors(torch.cat([batch.target[:, None], drawn], dim=1))
+        # Dividing the products by the norms keeps the normalised copy of B × negatives × d out of memory.
+        products = torch.einsum("bnd,bd->bn", candidates, F.normalize(states, dim=-1))
+        cosine = products / candidates.norm(dim=-1).clamp(min=1e-8)
+        return F.cross_entropy(cosine / self.temperature, torch.zeros_like(batch.target))
+
+    def queries(self, states: Tensor, batch: Batch) -> Tensor:
+        """(B, d) vectors whose product with the item table scores the items: here the states themselves."""
+        return states

@@ -1,0 +1,35 @@
+"""Uniform negative items, drawn on the device without rejection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None) -> Tensor:
+    """(B, count) int64 items, uniform over all items but the target and, if given, `exclude`.
+
+    Each is drawn from 0…(number of allowed items)-1 and then moved past the banned ids below it, so there is
+    no rejection loop and the draw is exactly uniform. Uses torch's global generator of the target's device.
+
+    Args:
+        target: (B,) int64.
+        exclude: (B, W) int64 item ids, duplicates and the padding id N allowed: the history, for example.
+            The authors' code excludes the target only; that is the default.
+
+    Raises:
+        ValueError: an example bans every item.
+    """
+    banned = target[:, None] if exclude is None else torch.cat([target[:, None], exclude], dim=1).sort(dim=1).values
+    if exclude is not None:
+        repeated = torch.zeros_like(banned, dtype=torch.bool)
+        repeated[:, 1:] = banned[:, 1:] == banned[:, :-1]
+        banned = banned.masked_fill(repeated, n_items).sort(dim=1).values
+    allowed = n_items - (banned < n_items).sum(dim=1, keepdim=True)
+    # Without exclusions at most one id is banned, which needs no look at the data (and no device sync).
+    if n_items < 2 or (exclude is not None and bool((allowed < 1).any())):
+        raise ValueError("an example bans every item, so no negative can be drawn for it.")
+    drawn = torch.randint(2**62, (len(target), count), device=target.device) % allowed
+    for column in banned.unbind(dim=1):
+        drawn += drawn >= column[:, None]
+    return drawn

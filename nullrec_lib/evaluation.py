@@ -1,0 +1,97 @@
+"""Judge: scores → ranks of the targets among all items → metrics (METHODS 1, 10, 11)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nullrec_lib.data.examples import Batch, Examples
+from nullrec_lib.progress import bar
+
+PROTOCOLS = ("authors", "consistent")
+"""`authors`: rank by raw dot product, nothing masked. `consistent`: rank by the similarity trained with, the
+user's earlier items masked. Every table shows both: which one is used moves figures more than the method."""
+
+CUTOFFS = (10, 20)
+
+
+class Ranker(Protocol):
+    """Anything that scores every item for a batch of histories."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(B, N) raw scores, higher is better."""
+
+
+def target_ranks(scores: Tensor, target: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Rank of each target among all items, (B,) int64 from 1; ties count against the model.
+
+    rank = 1 + #greater + #equal others, so a constant scorer ranks every target last.
+
+    Args:
+        scores: (B, N); changed in place where `hidden` asks for it.
+        target: (B,) int64.
+        hidden: (B, W) item ids that do not compete, padding id N allowed; never hides the target itself.
+
+    Raises:
+        FloatingPointError: a NaN score. NaN has no rank.
+    """
+    own = scores.gather(1, target[:, None])
+    if hidden is not None:
+        # Hidden ids are written one column too wide, so that the padding id lands outside of the items.
+        wide = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
+        wide.scatter_(1, hidden, True).scatter_(1, target[:, None], False)
+        scores.masked_fill_(wide[:, :-1], -torch.inf)
+    ahead = (scores >= own).sum(dim=1)
+    # A NaN compares false with everything: with a NaN target nothing is ahead, not even the target itself.
+    if bool(scores.isnan().any()):
+        row = int(scores.isnan().any(dim=1).nonzero()[0])
+        raise FloatingPointError(f"row {row} of the scores holds NaN: the model has diverged or its input is broken.")
+    return ahead
+
+
+def rank_all(
+    ranker: Ranker,
+    examples: Examples,
+    item_scale: Tensor | None = None,
+    memory_mb: int = 256,
+    what: str = "ranking",
+) -> dict[str, Tensor]:
+    """Ranks of all examples' targets under both `PROTOCOLS`, in one pass over the scores.
+
+    Args:
+        item_scale: (N,) what turns raw scores into the similarity trained with (1/‖item‖ for cosine, as the
+            state's norm does not change a ranking); None where raw scores are that already.
+        memory_mb: most that scores and their masks may take at once; examples are ranked in chunks.
+
+    Returns: protocol → (n_examples,) int64 ranks on the CPU.
+    """
+    # per score: float32, its comparison, the mask, the NaN test
+    rows = max(1, memory_mb * 2**20 // (examples.n_items * 8))
+    ranks: dict[str, list[Tensor]] = {name: [] for name in PROTOCOLS}
+    with torch.no_grad(), bar(what=what, total=len(examples), unit="example") as progress:
+        for index in torch.arange(len(examples)).split(rows):
+            batch = examples.batch(index)
+            scores = ranker.scores(batch)
+            ranks["authors"].append(target_ranks(scores, batch.target))
+            if item_scale is not None:
+                scores.mul_(item_scale)
+            ranks["consistent"].append(target_ranks(scores, batch.target, examples.seen(index)))
+            progress.update(len(index))
+    return {name: torch.cat(parts).cpu() for name, parts in ranks.items()}
+
+
+def metrics(ranks: Tensor) -> dict[str, float]:
+    """R@K, N@K and M@K for K in `CUTOFFS`, means over examples with one relevant item each.
+
+    R@K = [rank ≤ K], N@K = [rank ≤ K] / log2(rank + 1), M@K = [rank ≤ K] / rank.
+    """
+    rank = ranks.double()
+    result = {}
+    for k in CUTOFFS:
+        hit = (rank <= k).double()
+        result[f"R@{k}"] = float(hit.mean())
+        result[f"N@{k}"] = float((hit / torch.log2(rank + 1)).mean())
+        result[f"M@{k}"] = float((hit / rank).mean())
+    return result

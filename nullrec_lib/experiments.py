@@ -1,0 +1,406 @@
+"""Remember: one frozen spec → one run folder → rows of a table. A finished spec is never run again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import types
+import typing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import nullrec_lib
+from nullrec_lib import data
+from nullrec_lib.backbones import BACKBONES
+from nullrec_lib.data.examples import Examples
+from nullrec_lib.data.interactions import Dataset, cut
+from nullrec_lib.data.splits import Split, split
+from nullrec_lib.errors import InputError
+from nullrec_lib.evaluation import PROTOCOLS, metrics, rank_all
+from nullrec_lib.files import write_json, write_tensors
+from nullrec_lib.language.encoder import DEFAULT, embed_items
+from nullrec_lib.methods import METHODS, RULES
+from nullrec_lib.methods.alphafuse import AlphaFuse
+from nullrec_lib.methods.method import Material
+from nullrec_lib.nullspace import preservation
+from nullrec_lib.progress import bar
+from nullrec_lib.training import CHECKPOINT, Recommender, Scorer, fit
+
+SPEC, RESULT = "spec.json", "result.json"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that decides a result. Defaults follow the authors' code (METHODS 11)."""
+
+    # data
+    data: str = "shop"  # a name or a folder, see data.load
+    clock: str = "auto"  # auto | time | position: what timestamps are
+    keep: str | None = None  # first:N | last:N interactions per user
+    split: str = "cold-start"  # cold-start | leave-one-out
+    min_history: int = 1  # items in the shortest history
+    split_seed: int = 22  # of the user shuffle, where there are no times
+    history_length: int = 10  # items of a history that the model sees
+    # language
+    encoder: str = DEFAULT  # a name, a model folder, or a .safetensors file of embeddings
+    scale: float | None = None  # of unit-norm embeddings; None is √d_l
+    # method
+    method: str = "alphafuse"
+    width: int = 128  # d, dimensions of an item vector
+    threshold: float | None = None  # null space: S ≤ threshold (variance of scaled embeddings) …
+    relative_threshold: float | None = None  # … or S ≤ this · mean variance …
+    null_dim: int | None = None  # … or this many dimensions; without any of the three, half of the width
+    standardise: str = "all"  # all | row | none
+    basis: str = "principal"  # principal | random
+    weighting: str = "uniform"  # uniform | popularity
+    inject: str = "add"  # add | replace
+    init: str = "normal"  # normal | zeros
+    cold: str = "init"  # init | zero: ID part of items that are never trained on
+    neighbours: int = 100  # of ItemKNN, per item
+    # backbone
+    backbone: str = "sasrec"
+    blocks: int = 1
+    heads: int = 1
+    dropout: float = 0.1
+    temperature: float = 0.07
+    negatives: int = 64  # per example
+    exclude_history: bool = False  # from the negatives
+    # training
+    lr: float = 1e-3
+    batch_size: int = 256  # examples
+    epochs: int = 300  # at most
+    patience: int = 20  # epochs without a better validation N@20
+    select: str = "authors"  # scoring protocol that early stopping looks at: authors | consistent
+    seed: int = 22
+
+    def __post_init__(self):
+        choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        for name in ("history_length", "width", "neighbours", "batch_size", "epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} is below 1.")
+        if not self.lr > 0:
+            raise InputError(f"lr: {self.lr} is not a positive number.")
+        idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in self.read()]
+        idle = [name for name in idle if name not in ("seed", "backbone", "epochs", "patience")]
+        if idle:
+            raise InputError(f"{idle[0]}: method {self.method} does not read it, so it would change nothing.")
+
+    def read(self) -> set[str]:
+        """Names of the fields that can change this spec's result."""
+        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "encoder", "scale"}
+        names.add("method")
+        readers = [METHODS.get(self.method) or RULES[self.method]]
+        if self.method in METHODS:
+            names.add("backbone")
+            readers += [BACKBONES[self.backbone], fit]
+        return names | {name for reader in readers for name in inspect.signature(reader).parameters} & set(asdict(self))
+
+    def key(self, fingerprint: str) -> str:
+        """12 hex digits that name the run: over the fields read, with the data's content for its path."""
+        content = {name: value for name, value in asdict(self).items() if name in self.read()}
+        content["data"] = fingerprint
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def parse(assignments: list[str]) -> dict[str, Any]:
+    """`["lr=1e-3", "keep=last:50", "threshold=none"]` → values typed as in `Spec`.
+
+    Raises:
+        InputError: not key=value, no such field, or a value that is not of the field's type.
+    """
+    hints = typing.get_type_hints(Spec)
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in hints:
+            raise InputError(f"--set {assignment}: write key=value with a key among {', '.join(hints)}.")
+        options = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        kind = options[0]
+        try:
+            if type(None) in options and text.lower() == "none":
+                values[name] = None
+            elif kind is bool:
+                values[name] = {"true": True, "false": False}[text.lower()]
+            else:
+                values[name] = kind(text)
+        except (ValueError, KeyError):
+            raise InputError(f"--set {assignment}: {text!r} is not {kind.__name__}.") from None
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The inputs of a run, shared by every spec with the same data, cut, split, encoder and scale."""
+
+    dataset: Dataset
+    split: Split
+    embeddings: np.ndarray
+    """(N, d_l) float32, unit norm times the scale."""
+
+
+def prepare(spec: Spec) -> Prepared:
+    """Load, cut, split and embed; kept for the next call with the same inputs."""
+    return _prepare(
+        spec.data, spec.clock, spec.keep, spec.split, spec.min_history, spec.split_seed, spec.encoder, spec.scale
+    )
+
+
+@lru_cache(maxsize=2)
+def _prepare(name, clock, keep, protocol, min_history, split_seed, encoder, scale) -> Prepared:
+    dataset = cut(data.load(name, clock), keep)
+    unit = embed_items(dataset.items, encoder)
+    factor = np.sqrt(unit.shape[1]) if scale is None else scale
+    return Prepared(dataset, split(dataset, protocol, min_history, split_seed), (unit * factor).astype(np.float32))
+
+
+def build(spec: Spec, prepared: Prepared) -> Recommender:
+    """The untrained model of a spec (a method on a backbone); its initial weights follow from the seed."""
+    material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings))
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        method = METHODS[spec.method](material, **_arguments(METHODS[spec.method], spec))
+        length = spec.history_length + method.extra_tokens
+        arguments = _arguments(BACKBONES[spec.backbone], spec) | {"width": method.widths[0], "length": length}
+        return Recommender(method, BACKBONES[spec.backbone](**arguments))
+
+
+def _arguments(callable_, spec: Spec) -> dict[str, Any]:
+    """The fields of a spec that a callable asks for by name."""
+    wanted = inspect.signature(callable_).parameters
+    return {name: value for name, value in asdict(spec).items() if name in wanted}
+
+
+def run(
+    spec: Spec,
+    root: Path = Path("runs"),
+    folder: Path | None = None,
+    threads: int = 1,
+    device: str = "auto",
+    memory_mb: int = 256,
+) -> dict[str, Any]:
+    """Run a spec, or go on with it, or return its stored result.
+
+    Args:
+        root: folder of run folders; this run's is `root/<key>`.
+        folder: this run's own folder instead.
+        threads: CPU threads of torch. One is fastest for models of this size on busy cores; results are
+            identical for the same number of threads.
+        device: `cpu`, `cuda` or `auto` (cuda where there is one).
+        memory_mb: budget for scores in evaluation.
+
+    Returns: what `result.json` holds, see the README.
+
+    Raises:
+        InputError: bad input, or `folder` belongs to another spec.
+    """
+    torch.set_num_threads(threads)
+    prepared = prepare(spec)
+    key = spec.key(prepared.dataset.fingerprint())
+    folder = Path(folder) if folder else root / key
+    if (folder / SPEC).exists():
+        stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        if stored["key"] != key:
+            differs = [name for name, value in asdict(spec).items() if stored["spec"].get(name) != value]
+            raise InputError(
+                f"{folder}: holds another run ({', '.join(differs) or 'the data'} differ); choose another folder."
+            )
+        if (folder / RESULT).exists():
+            return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    write_json(folder / SPEC, {"key": key, "spec": asdict(spec)})
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    write_json(folder / "environment.json", environment() | {"threads": threads, "device": device})
+    dataset, parts = prepared.dataset, prepared.split
+    write_json(folder / "data.json", dataset.describe() | parts.counts() | {"split_fingerprint": parts.fingerprint(),
+               "notes": [*dataset.notes, *parts.notes]})
+
+    started = time.perf_counter()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    outcome = _rule(spec, prepared, device, memory_mb) if spec.method in RULES else _train(
+        spec, prepared, folder, device, memory_mb)
+    ranks, found = outcome
+    write_tensors(folder / "ranks.safetensors", {f"{part}_{name}": r for (part, name), r in ranks.items()})
+    result = {"key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
+              "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,
+              "seed": spec.seed}
+    for part in ("test", "valid"):
+        result[part] = metrics(ranks[part, "authors"])
+        result[f"{part}_consistent"] = metrics(ranks[part, "consistent"])
+    result |= found | {
+        "n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": dataset.n_interactions,
+        **parts.counts(), "split_fingerprint": parts.fingerprint(),
+        "seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(device),
+        "threads": threads, "device": device, "notes": [*dataset.notes, *parts.notes], "spec": asdict(spec),
+    }
+    write_json(folder / RESULT, result)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return result
+
+
+def _train(spec: Spec, prepared: Prepared, folder: Path, device: str, memory_mb: int):
+    """Fit, then rank validation and test targets with the best weights."""
+    parts = prepared.split
+    model = build(spec, prepared).to(device)
+    train, valid, test = (Examples(parts, part, spec.history_length, device) for part in ("train", "valid", "test"))
+    with torch.no_grad():
+        before = model.method.table().cpu()
+    fitted = fit(model, train, valid, folder, memory_mb=memory_mb, **_arguments(fit, spec))
+    scorer = Scorer(model)
+    table = scorer.table.cpu()
+    ranks = {
+        (part, name): r
+        for part, examples in (("valid", valid), ("test", test))
+        for name, r in rank_all(scorer, examples, scorer.item_scale, memory_mb, f"ranking {part}").items()
+    }
+    median = lambda name: float(np.median([entry[name] for entry in fitted.history]))
+    found: dict[str, Any] = {
+        "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
+        "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
+        **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
+    }
+    if isinstance(model.method, AlphaFuse):
+        row = model.method.row_dim
+        found |= {"nullity": model.method.nullity, "full_nullity": model.method.space.full_nullity,
+                  "row_space_identical": bool(torch.equal(before[:, :row], table[:, :row]))}
+    return ranks, found
+
+
+def _rule(spec: Spec, prepared: Prepared, device: str, memory_mb: int):
+    """Rank validation and test targets by a rule without training."""
+    material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings))
+    rule = RULES[spec.method](material, **_arguments(RULES[spec.method], spec))
+    ranks, seconds = {}, 0.0
+    for part in ("valid", "test"):
+        examples = Examples(prepared.split, part, spec.history_length)
+        started = time.perf_counter()
+        for name, r in rank_all(rule, examples, None, memory_mb, f"ranking {part}").items():
+            ranks[part, name] = r
+        seconds = time.perf_counter() - started
+    return ranks, {"best_epoch": 0, "epochs": 0, "seconds_per_epoch": 0.0, "seconds_per_evaluation": seconds,
+                   "params_trainable": 0, "params_total": 0}
+
+
+def run_all(
+    specs: list[Spec], root: Path = Path("runs"), jobs: int | None = None, threads: int = 1, **options
+) -> pd.DataFrame:
+    """Run specs side by side in `jobs` processes (default: one per `threads` cores) and return `results`.
+
+    Data are loaded and texts embedded once, before the processes start. A failed run does not stop the others.
+
+    Raises:
+        RuntimeError: after all have ended, naming the specs that failed.
+    """
+    jobs = min(jobs or max(1, (os.cpu_count() or 1) // threads), len(specs))
+    for spec in {(s.data, s.clock, s.encoder): s for s in specs}.values():
+        prepare(spec)
+    failures = []
+    arguments = dict(root=Path(root), threads=threads, **options)
+    with bar(what="runs", total=len(specs), unit="run") as progress:
+        if jobs == 1:
+            outcomes = ((spec, lambda spec=spec: run(spec, **arguments)) for spec in specs)
+            _collect(outcomes, progress, failures)
+        else:
+            quiet = os.environ.get("TQDM_DISABLE")
+            os.environ["TQDM_DISABLE"] = "1"  # read by the children when they import tqdm: one bar is enough
+            try:
+                with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                    futures = {pool.submit(run, spec, **arguments): spec for spec in specs}
+                    _collect(((futures[done], done.result) for done in as_completed(futures)), progress, failures)
+            finally:
+                os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(specs)} runs failed: {'; '.join(failures)}")
+    return results(specs, root)
+
+
+def _collect(outcomes, progress, failures: list[str]) -> None:
+    for spec, outcome in outcomes:
+        try:
+            outcome()
+        except Exception as error:  # whatever broke this run must not take the others with it; it is re-raised
+            failures.append(f"{spec.method} seed {spec.seed}: {type(error).__name__}: {error}")
+        progress.update()
+
+
+def results(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
+    """One row per spec, read from its stored run: metrics as `test N@10`, `test_consistent N@10`, … and the rest.
+
+    Raises:
+        InputError: a spec has no finished run under `root`.
+    """
+    rows = []
+    for spec in specs:
+        path = Path(root) / spec.key(prepare(spec).dataset.fingerprint()) / RESULT
+        if not path.exists():
+            raise InputError(f"{path.parent}: no finished run of {spec.method} with seed {spec.seed}; run it first.")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        row = {name: value for name, value in stored.items() if not isinstance(value, (dict, list))}
+        for part in ("test", "test_consistent", "valid", "valid_consistent"):
+            row |= {f"{part} {name}": value for name, value in stored[part].items()}
+        rows.append(row | {"seed": spec.seed})
+    return pd.DataFrame(rows)
+
+
+def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
+    """Long frame of the stored histories: method, seed, epoch, loss, `valid N@20`, `valid_consistent N@20`."""
+    rows = []
+    for spec in specs:
+        path = Path(root) / spec.key(prepare(spec).dataset.fingerprint()) / "history.json"
+        for entry in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
+            rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"]}
+                        | {f"{part} N@20": entry[part]["N@20"] for part in ("valid", "valid_consistent")})
+    return pd.DataFrame(rows)
+
+
+def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.DataFrame:
+    """Mean ± sd over seeds of `columns`, one row per value of `by` in order of appearance, and the seed count."""
+    rows = []
+    for value, group in frame.groupby(by, sort=False):
+        row = {by: value, "seeds": group["seed"].nunique()}
+        for column in columns:
+            spread = f" ± {group[column].std(ddof=1):.4f}" if len(group) > 1 else ""
+            row[column] = f"{group[column].mean():.4f}{spread}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(by)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its spec: versions, machine, the checkout's commit if there is one."""
+    here = Path(__file__).resolve().parent
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "nullrec": nullrec_lib.__version__,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _peak_memory_mb(device: str) -> float:
+    """Most memory so far: of the tensors on a GPU, or resident of the whole process (earlier runs included)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

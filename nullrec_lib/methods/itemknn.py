@@ -1,0 +1,46 @@
+"""ItemKNN: items that the same training users have (Sarwar et al. 2001), no learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from nullrec_lib.data.examples import Batch
+from nullrec_lib.methods.method import Material
+
+
+class ItemKNN:
+    """Cosine between the items' columns of the binary user × item training matrix, `neighbours` kept per item;
+    an item's score is the sum over the history. Ties among neighbours go to the smaller id."""
+
+    def __init__(self, material: Material, neighbours: int):
+        n = material.n_items
+        # interactions → binary matrix (an item that a user has twice counts once) with unit-norm columns
+        users, items = material.users.numpy(), material.items.numpy()
+        matrix = sparse.csr_matrix((np.ones(len(users)), (users, items)), shape=(users.max() + 1, n))
+        matrix.data[:] = 1.0
+        norm = np.sqrt(np.bincount(matrix.indices, minlength=n))
+        matrix = (matrix @ sparse.diags(1 / np.maximum(norm, 1))).tocsc()
+        similarity = (matrix.T @ matrix).tocsr()
+        similarity.setdiag(0)
+        similarity.eliminate_zeros()
+        self.similarity = _largest_per_row(similarity, neighbours).T.tocsr()
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(B, N) float32; row b is the sum of the similarities from the items of history b."""
+        history = batch.history.cpu().numpy()
+        n = self.similarity.shape[0]
+        row, column = np.nonzero(history < n)
+        visits = sparse.csr_matrix((np.ones(len(row)), (row, history[row, column])), shape=(len(history), n))
+        return torch.from_numpy((visits @ self.similarity.T).toarray().astype(np.float32)).to(batch.history.device)
+
+
+def _largest_per_row(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
+    """Keep the `count` largest entries of every row."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, row))
+    rank = np.arange(len(row)) - matrix.indptr[row[order]]
+    keep = order[rank < count]
+    return sparse.csr_matrix((matrix.data[keep], (row[keep], matrix.indices[keep])), shape=matrix.shape)

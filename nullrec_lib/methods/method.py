@@ -1,0 +1,86 @@
+"""The seam every way of making item embeddings passes through. A method knows no backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nullrec_lib.data.examples import Batch, View
+from nullrec_lib.data.splits import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """All that a method may look at before training: item texts' embeddings and training interactions."""
+
+    n_items: int
+    embeddings: Tensor
+    """(N, d_l) float32: unit-norm language embeddings times the scale. Scaled on purpose: thresholds on the
+    covariance scale with it."""
+    users: Tensor
+    """(n,) int64 users of the training interactions, each user's in time order; `items` beside it."""
+    items: Tensor
+
+    @classmethod
+    def of(cls, split: Split, embeddings: Tensor) -> Material:
+        users, items = split.training_interactions()
+        return cls(split.n_items, embeddings, torch.from_numpy(users), torch.from_numpy(items))
+
+    @property
+    def popularity(self) -> Tensor:
+        """(N,) int64: training interactions per item."""
+        return torch.bincount(self.items, minlength=self.n_items)
+
+
+class Method(nn.Module):
+    """Item vectors, and if any an extra loss. Subclasses set `widths` and define `vectors`.
+
+    A constructor takes `material` and then, by the names they have in `experiments.Spec`, just the parameters
+    that it reads.
+    """
+
+    n_items: int
+    widths: tuple[int, ...]
+    """Width of each view; a backbone encodes every view, and a table row is as wide as all of them together."""
+    extra_tokens = 0
+    """Tokens that `views` puts before the history, such as a user-profile vector."""
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """ids (…) int64, 0…N → (…, sum(widths)): rows of the table; the padding id N gives zeros."""
+        raise NotImplementedError(f"{type(self).__name__} must define vectors(ids)")
+
+    def table(self) -> Tensor:
+        """(N, sum(widths)): the whole item table, row i = item i."""
+        return self.vectors(torch.arange(self.n_items, device=self.device))
+
+    def views(self, batch: Batch) -> list[View]:
+        """One view per entry of `widths`; by default the history's rows of the table."""
+        mask = batch.history != self.n_items
+        return [View(part, mask) for part in self.vectors(batch.history).split(self.widths, dim=-1)]
+
+    def extra_loss(self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor]) -> Tensor | None:
+        """A scalar added to the backbone's loss, or None.
+
+        Args:
+            states: (B, sum(widths)), what the backbone made of `batch`.
+            encode: turns another batch (similar users' histories) into states with the same backbone.
+        """
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+
+
+def pad_row(table: Tensor) -> Tensor:
+    """(N, d) → (N+1, d): row N, the padding id's, is zero."""
+    return F.pad(table, (0, 0, 0, 1))
+
+
+def id_table(initial: Tensor) -> nn.Embedding:
+    """A trainable table from initial rows (N, d). The padding row is zero and gets no gradient."""
+    return nn.Embedding.from_pretrained(pad_row(initial), freeze=False, padding_idx=len(initial))

@@ -1,0 +1,210 @@
+"""Where meaning ends: the spectrum of language embeddings, and its split into row space and null space.
+
+Σ = Cov(E) = U S Uᵀ with S descending (AlphaFuse §3.2; METHODS 3). S are eigenvalues of the covariance, that is
+variances, so to standardise a direction is to divide by √S. Directions with large S are the *row space*, where
+the texts differ; the rest is the *null space*, where an ID embedding can live without touching the meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from nullrec_lib.errors import InputError
+
+STANDARDISE = ("all", "row", "none")
+BASES = ("principal", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpace:
+    """A decomposition of language embeddings; `width` directions are kept, the last `nullity` are null space."""
+
+    mean: np.ndarray
+    """(d_l,) float64, weighted as asked."""
+    basis: np.ndarray
+    """(d_l, width) float64, orthonormal columns, row space first."""
+    singular_values: np.ndarray
+    """(width,) float64: variance along each column of `basis`, descending."""
+    spectrum: np.ndarray
+    """(d_l,) float64: all singular values of the covariance, descending, whatever the basis."""
+    nullity: int
+    full_nullity: int
+    """Nullity by the same rule over all d_l directions."""
+    gain: np.ndarray
+    """(width,) float64: what `project` multiplies each direction with; 0 where it is exactly null."""
+
+    @property
+    def width(self) -> int:
+        return self.basis.shape[1]
+
+    @property
+    def row_dim(self) -> int:
+        """d_s: kept directions that carry frozen language."""
+        return self.width - self.nullity
+
+    def project(self, embeddings: np.ndarray) -> np.ndarray:
+        """(n, d_l) any float → (n, width) float32: (E − μ) U, scaled by `gain`."""
+        return ((np.asarray(embeddings, np.float64) - self.mean) @ self.basis * self.gain).astype(np.float32)
+
+
+def covariance(embeddings: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d_l,) and covariance (d_l, d_l) in float64 of embeddings (N, d_l), items weighted by `weights` (N,).
+
+    The covariance is the population one (divides by the total weight), as popularity weights are not counts of
+    independent samples.
+
+    Raises:
+        InputError: fewer than two items, non-finite or constant embeddings, or bad weights.
+    """
+    E = np.asarray(embeddings, np.float64)
+    if E.ndim != 2 or len(E) < 2:
+        raise InputError(f"embeddings: shape {E.shape} is not (N, d) with N of at least 2.")
+    if not np.isfinite(E).all():
+        row = int(np.argmin(np.isfinite(E).all(axis=1)))
+        raise InputError(f"embeddings: row {row} is not finite.")
+    if weights is None:
+        w = np.full(len(E), 1 / len(E))
+    else:
+        w = np.asarray(weights, np.float64)
+        if w.shape != (len(E),) or not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
+            raise InputError(f"weights: need {len(E)} finite, non-negative numbers with a positive sum.")
+        w = w / w.sum()
+    mean = w @ E
+    centred = E - mean
+    sigma = (centred * w[:, None]).T @ centred
+    if np.trace(sigma) <= np.finfo(np.float64).eps * max(float(w @ (E**2).sum(axis=1)), np.finfo(np.float64).tiny):
+        raise InputError("embeddings: all rows are the same, so there is no direction to decompose.")
+    return mean, sigma
+
+
+def decompose(
+    embeddings: np.ndarray,
+    *,
+    threshold: float | None = None,
+    relative_threshold: float | None = None,
+    null_dim: int | None = None,
+    width: int | None = None,
+    standardise: str = "all",
+    basis: str = "principal",
+    weights: np.ndarray | None = None,
+    epsilon: float = 1e-9,
+    seed: int = 22,
+) -> NullSpace:
+    """Split language embeddings (N, d_l) into row space and null space.
+
+    Exactly one of three rules says where the null space starts:
+
+    Args:
+        threshold: directions with S ≤ threshold are null (AlphaFuse; on the *scaled* embeddings).
+        relative_threshold: the same, with S relative to the mean variance of all d_l directions.
+        null_dim: the last `null_dim` kept directions are null.
+        width: d_s + d_n, directions kept ("clip"); all of them by default. Nullity is counted in the kept
+            width (the authors' code counts it in the full width and applies it to the clipped one, which
+            breaks; METHODS 11).
+        standardise: divide by √S in `all` kept directions (the authors' code), in the `row` space only (the
+            paper's notes), or in `none`.
+        basis: `principal`, or a `random` orthonormal one (the control), ordered by variance like the other.
+        weights: (N,) item weights, such as training popularity; uniform by default.
+        epsilon: directions with S_i ≤ epsilon·S_1 are exactly null: never divided by, they carry 0. Real texts
+            leave such directions: rounding noise there would be blown up to the size of the rest.
+        seed: of the random basis.
+
+    Returns: the decomposition, made in float64. Both ends are legitimate: nullity 0 is frozen text, nullity =
+        width is pure ID.
+
+    Raises:
+        InputError: no rule or several, a parameter out of range, or embeddings that cannot be decomposed.
+    """
+    rules = {"threshold": threshold, "relative_threshold": relative_threshold, "null_dim": null_dim}
+    given = [name for name, value in rules.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"null space: give exactly one of {', '.join(rules)} (got {', '.join(given) or 'none'}).")
+    if standardise not in STANDARDISE:
+        raise InputError(f"standardise: {standardise!r} is not one of {', '.join(STANDARDISE)}.")
+    if basis not in BASES:
+        raise InputError(f"basis: {basis!r} is not one of {', '.join(BASES)}.")
+    mean, sigma = covariance(embeddings, weights)
+    full = len(mean)
+    width = full if width is None else width
+    if not 1 <= width <= full:
+        raise InputError(f"width: {width} is not between 1 and the embeddings' {full} dimensions.")
+    if null_dim is not None and not 0 <= null_dim <= width:
+        raise InputError(f"null_dim: {null_dim} is not between 0 and the {width} kept dimensions.")
+    for name in ("threshold", "relative_threshold"):
+        if rules[name] is not None and not rules[name] >= 0:
+            raise InputError(f"{name}: {rules[name]} is not a number of at least 0.")
+
+    values, vectors = np.linalg.eigh(sigma)
+    spectrum, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
+    # An eigenvector's sign is arbitrary: fix it, so that the same texts give the same table everywhere.
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(full)] < 0, -1.0, 1.0)
+    S = spectrum
+    if basis == "random":
+        vectors, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((full, full)))
+        S = np.einsum("ij,ij->j", vectors, sigma @ vectors)
+        order = np.argsort(-S, kind="stable")
+        S, vectors = S[order], vectors[:, order]
+    if null_dim is not None:
+        nullity, full_nullity = null_dim, null_dim + full - width
+    else:
+        limit = threshold if threshold is not None else relative_threshold * spectrum.mean()
+        nullity, full_nullity = int((S[:width] <= limit).sum()), int((S <= limit).sum())
+
+    S, vectors = S[:width], np.ascontiguousarray(vectors[:, :width])
+    alive = S > epsilon * spectrum[0]
+    scaled = {"all": alive, "row": alive & (np.arange(width) < width - nullity), "none": np.zeros(width, bool)}
+    gain = alive / np.sqrt(np.where(scaled[standardise], S, 1.0))
+    return NullSpace(mean, vectors, S, spectrum, nullity, full_nullity, gain)
+
+
+def cosines(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Cosine similarity (n_pairs,) float64 of row pairs of vectors (N, d); zero rows give 0."""
+    unit = _unit(vectors)
+    return np.einsum("ij,ij->i", unit[pairs[0]], unit[pairs[1]])
+
+
+def random_pairs(n: int, count: int, seed: int = 22) -> tuple[np.ndarray, np.ndarray]:
+    """`count` pairs of distinct rows out of n, drawn uniformly."""
+    rng = np.random.default_rng(seed)
+    left = rng.integers(n, size=count)
+    return left, (left + rng.integers(1, n, size=count)) % n
+
+
+def preservation(
+    embeddings: np.ndarray, vectors: np.ndarray, neighbours: int = 10, sample: int = 2000, seed: int = 22
+) -> dict[str, float]:
+    """How much of the meaning of `embeddings` (N, d_l) survives in final item `vectors` (N, d).
+
+    Frozen columns prove little, as the other columns may drown them: both measures look at whole vectors.
+
+    Returns:
+        neighbour_overlap: mean share of an item's nearest neighbours by cosine that stay among its nearest
+            (over at most `sample` items; N must exceed `neighbours`).
+        cosine_rank_correlation: Spearman correlation of the two cosines over random pairs of items.
+    """
+    n = len(embeddings)
+    before, after = _unit(embeddings), _unit(vectors)
+    rows = np.random.default_rng(seed).permutation(n)[:sample]
+    k = min(neighbours, n - 1)
+    overlap = 0
+    for block in np.array_split(rows, max(1, len(rows) * n // 4_000_000)):
+        near = []
+        for unit in (before, after):
+            similarity = unit[block] @ unit.T
+            similarity[np.arange(len(block)), block] = -np.inf
+            near.append(np.argpartition(-similarity, k - 1, axis=1)[:, :k])
+        overlap += sum(len(np.intersect1d(a, b)) for a, b in zip(*near))
+    pairs = random_pairs(n, min(200_000, n * (n - 1)), seed)
+    return {
+        "neighbour_overlap": overlap / (len(rows) * k),
+        "cosine_rank_correlation": float(spearmanr(cosines(embeddings, pairs), cosines(vectors, pairs)).statistic),
+    }
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float64)
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norm > 0, norm, 1)
