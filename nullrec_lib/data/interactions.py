@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,9 +61,9 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """16 hex digits over everything a run can read: item texts, ids, interactions, clock."""
-        digest = hashlib.sha256(self.clock.encode())
-        for column in ("item_id", "title", "description"):
-            digest.update("\x1f".join(self.items[column]).encode())
+        # As JSON, since texts joined by a separator read the same when one moves into the next column.
+        texts = self.items[["item_id", "title", "description"]].to_numpy(object).tolist()
+        digest = hashlib.sha256(json.dumps([self.clock, texts]).encode())
         for column in ("user", "item", "timestamp"):
             digest.update(np.ascontiguousarray(self.interactions[column].to_numpy()).tobytes())
         return digest.hexdigest()[:16]
@@ -109,13 +110,18 @@ def assemble(
             not times); `time` or `position` overrides.
 
     Raises:
-        InputError: unknown clock, no rows, or an interaction with an item that the catalogue lacks.
+        InputError: unknown clock, no rows, an item twice in the catalogue or missing from it, or a timestamp
+            that is not finite.
             Readers check the same with file and line; this is the last line of defence.
     """
     if clock not in CLOCKS:
         raise InputError(f"clock: {clock!r} is not one of {', '.join(CLOCKS)}.")
     if items.empty or interactions.empty:
         raise InputError(f"{name}: there are no {'items' if items.empty else 'interactions'}.")
+    if (again := items["item_id"].duplicated()).any():
+        raise InputError(f"{name}: item {items['item_id'][again].iloc[0]!r} is in the catalogue twice.")
+    if not np.isfinite(interactions["timestamp"].to_numpy(np.float64)).all():
+        raise InputError(f"{name}: a timestamp is not a finite number.")
     item_code = pd.Index(items["item_id"]).get_indexer(interactions["item_id"])
     if (item_code < 0).any():
         missing = interactions["item_id"].iloc[int(np.argmax(item_code < 0))]
@@ -156,7 +162,7 @@ def cut(dataset: Dataset, keep: str | None) -> Dataset:
     """
     if keep is None:
         return dataset
-    side, _, count = keep.partition(":")
+    side, _, count = str(keep).partition(":")
     if side not in ("first", "last") or not count.isdecimal() or int(count) < 1:
         raise InputError(f"keep: {keep!r} is not first:N or last:N with N of at least 1.")
     by_user = dataset.interactions.groupby("user", sort=False)

@@ -95,7 +95,7 @@ def split(dataset: Dataset, protocol: str, min_history: int = 1, seed: int = 22)
                 f"{dataset.n_users} users with {lengths.min()} to {lengths.max()} interactions are too few or too "
                 "short; give more data or another split."
             )
-    items = dataset.interactions["item"].to_numpy(np.int64)
+    items = dataset.interactions["item"].to_numpy(np.int64, copy=True)  # pandas hands out read-only views
     return Split(protocol, dataset.n_items, items, offsets, train, valid, test, owned, tuple(notes))
 
 

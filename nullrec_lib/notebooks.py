@@ -1,0 +1,323 @@
+"""Tell: run the numbered notebooks as one experiment, and say what a stored notebook owes its readers."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+import nbformat
+import papermill
+import torch
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from papermill.exceptions import PapermillExecutionError
+
+from nullrec_lib import __version__
+from nullrec_lib.data import SHOPS, load
+from nullrec_lib.errors import InputError
+from nullrec_lib.files import write_json
+from nullrec_lib.progress import bar
+
+# A preset reaches the notebooks that declare its parameters; what it does not name keeps the notebook's value.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"seeds": [22, 23], "epochs": 5},
+    "standard": {"seeds": [22, 23, 24, 25, 26], "epochs": 100, "patience": 5},
+    "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20},
+}
+REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results
+LONGEST_CELL = 24  # lines of code; a longer cell hides a function that belongs into the library
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """What became of one notebook."""
+
+    notebook: str  # file name
+    status: str  # ok, failed, timeout
+    seconds: float  # wall clock, with the kernel's start
+    started: str  # UTC, ISO 8601
+    preset: str
+    parameters: dict[str, Any]  # as the user gave them: data relative if given so, without report_dir
+    error: str | None = None  # one line
+
+
+@dataclass(frozen=True)
+class Report:
+    """One pass over the notebooks and the folder it filled."""
+
+    folder: Path
+    runs: list[NotebookRun] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(run.status == "ok" for run in self.runs)
+
+    def summary(self) -> str:
+        """A text table, one line per notebook, and a closing line."""
+        width = max([len("notebook"), *(len(run.notebook) for run in self.runs)])
+        lines = [f"{'notebook':<{width}}  {'status':<7}  {'seconds':>7}"]
+        for run in self.runs:
+            lines.append(f"{run.notebook:<{width}}  {run.status:<7}  {run.seconds:>7.1f}  {run.error or ''}".rstrip())
+        passed, seconds = sum(run.status == "ok" for run in self.runs), sum(run.seconds for run in self.runs)
+        return "\n".join([*lines, f"{passed} of {len(self.runs)} notebooks ok in {seconds:.1f} s: {self.folder}"])
+
+
+class _ThisPython(AsyncKernelManager):
+    """Starts the interpreter that runs this code, whatever is registered as `python3` on the machine."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        quiet = ["--log-level=ERROR"]  # a kernel warns on the terminal that its local port is not encrypted
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(extra_arguments=quiet))
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such notebook") from None
+    except Exception as error:  # nbformat raises its own kinds for JSON, version and structure
+        raise InputError(f"{path}: not a readable notebook ({type(error).__name__})") from None
+
+
+def _parameters_in(notebook: nbformat.NotebookNode, path: Path) -> dict[str, Any]:
+    cells = [cell for cell in notebook.cells
+             if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(f"{path}: {len(cells)} code cells are tagged `parameters`, there must be exactly one")
+    declared: dict[str, Any] = {}
+    try:
+        statements = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise InputError(f"{path}: line {error.lineno} of the parameters cell is not Python") from None
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        try:
+            if len(targets) != 1 or not isinstance(targets[0], ast.Name):
+                raise ValueError
+            declared[targets[0].id] = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, AttributeError):
+            # New values are injected after this cell: what it computed from the old ones would stay behind.
+            raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be `name = literal`; "
+                             "derive values in a later cell") from None
+    return declared
+
+
+def declared_parameters(path: Path) -> dict[str, Any]:
+    """Names and default values from the one cell tagged `parameters`.
+
+    Raises InputError if the notebook cannot be read, has no such cell or several, or if the cell holds anything
+    but assignments of literals to single names.
+    """
+    return _parameters_in(_read(Path(path)), Path(path))
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return (f"; did you mean `{close[0]}`?" if close else "") + f" (known: {', '.join(known) or 'none'})"
+
+
+def execute(path: Path, output: Path, parameters: dict[str, Any], timeout_s: float = 1800,
+            progress: bool = True) -> None:
+    """Run a notebook in its own folder with these parameters and write it, executed, to `output`.
+
+    `timeout_s` is the time for the whole notebook. `output` is written also when a cell fails or time is up.
+
+    Raises InputError before anything runs if a parameter is not declared by the notebook, TimeoutError when the
+    time is up, papermill's PapermillExecutionError when a cell fails, RuntimeError when the kernel dies.
+    """
+    path, output = Path(path), Path(output)
+    notebook = _read(path)
+    declared = _parameters_in(notebook, path)
+    for name in parameters:
+        if name not in declared:
+            raise InputError(f"{path}: no parameter is named `{name}`{_suggestion(name, declared)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    papermill.execute_notebook(
+        path, output, parameters, kernel_name="python3", language="python", cwd=path.parent,
+        progress_bar={"desc": path.stem, "delay": 2, "leave": False, "dynamic_ncols": True} if progress else False,
+        kernel_manager_class=_ThisPython,
+        # papermill's own limit is for each cell; zero would mean no limit at all
+        timeout_func=lambda cell: max(deadline - time.monotonic(), 0.1),
+    )
+
+
+def _select(notebooks: Path, only: Sequence[str | int] | None) -> list[Path]:
+    found = sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise InputError(f"{notebooks}: no notebooks named like 01_name.ipynb; is this the folder of the project?")
+    if only is None:
+        return found
+    chosen = set()
+    for wanted in map(str, only):
+        matches = [path for path in found if wanted in (path.stem, path.name)
+                   or wanted.isdecimal() and int(wanted) == int(path.name[:2])]
+        if not matches:
+            raise InputError(f"only: no notebook `{wanted}`{_suggestion(wanted, (path.stem for path in found))}")
+        chosen.update(matches)
+    return sorted(chosen)
+
+
+def _plan(paths: list[Path], preset: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Which of the preset's and the user's parameters each notebook gets; InputError for one that nobody gets."""
+    if preset not in PRESETS:
+        raise InputError(f"preset: there is no `{preset}`{_suggestion(preset, PRESETS)}")
+    declared = [declared_parameters(path) for path in paths]
+    for path, names in zip(paths, declared):
+        for name in REQUIRED:
+            if name not in names:
+                raise InputError(f"{path}: the parameters cell must declare `{name}`")
+    known = set().union(*declared) - set(REQUIRED)
+    for name in parameters:
+        if name in REQUIRED:
+            raise InputError(f"`{name}` is not set as a parameter: use the options for data and for the name")
+        if name not in known:
+            raise InputError(f"no selected notebook has a parameter `{name}`{_suggestion(name, known)}")
+    wanted = {**PRESETS[preset], **parameters}
+    return [{name: value for name, value in wanted.items() if name in names} for names in declared]
+
+
+def _locate(data: str) -> str:
+    """Notebooks run in their own folder, so a file or folder is handed over as an absolute path.
+
+    Looks where `nullrec_lib.data.load` looks, in the same order; raises its InputError if there is nothing.
+    """
+    if data not in SHOPS:
+        home = os.environ.get("NULLREC_DATA")
+        for path in [Path(data), *([Path(home).expanduser() / data] if home else [])]:
+            if data and path.expanduser().exists():
+                return str(path.expanduser().resolve())
+        load(data)
+    return data
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` if it was changed since; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, PapermillExecutionError):
+        said = f"{error.ename}: {error.evalue}".strip(": ").splitlines()[0]
+        return f"{said} (in cell [{error.exec_count}])"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _earlier_runs(record: Path) -> dict[str, Any]:
+    if not record.exists():
+        return {}
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8"))["notebooks"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{record}: not readable; delete it or choose another name for the run") from None
+
+
+def reproduce(data: str = "shop", preset: str = "standard", name: str | None = None,
+              parameters: dict[str, Any] | None = None, only: Sequence[str | int] | None = None,
+              notebooks: Path = Path("notebooks"), reports: Path = Path("reports"),
+              timeout_s: float = 1800, progress: bool = True) -> Report:
+    """Run the numbered notebooks in order into `reports/<name>/`, and go on past one that fails.
+
+    Every notebook gets `data` and `report_dir`, and of the preset and `parameters` (which win) what it declares.
+    `only` selects by number or by name; `timeout_s` is for each notebook. `run.json` is brought up to date after
+    every notebook; notebooks that an earlier run left in the same folder keep their files and their entries.
+
+    Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a notebook without
+    `data` or `report_dir`, and for a name that leaves nothing to name a folder with.
+    """
+    paths = _select(notebooks, only)
+    plan = _plan(paths, preset, parameters or {})
+    located = _locate(data)
+    folder_name = re.sub(r"[^\w.-]+", "-", name or f"{Path(data).name}-{preset}").strip("-.")
+    if not folder_name:
+        raise InputError(f"name: `{name}` has no letter or digit to name a folder with")
+    report = Report(Path(reports) / folder_name)
+    report.folder.mkdir(parents=True, exist_ok=True)
+    record = report.folder / "run.json"
+    entries = _earlier_runs(record)
+    about = {"name": folder_name, "data": data, "preset": preset, "started": _now(), "nullrec": __version__,
+             "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
+             "platform": platform.platform(), "cpus": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+    with bar(total=len(paths), what="notebooks", disable=not progress) as done:
+        for path, chosen in zip(paths, plan):
+            started, begin, status, problem = _now(), time.perf_counter(), "ok", None
+            told = {"data": located, "report_dir": str(report.folder.resolve()), **chosen}
+            try:
+                execute(path, report.folder / path.name, told, timeout_s, progress)
+            except TimeoutError:
+                status, problem = "timeout", f"stopped after {timeout_s:g} s"
+            except Exception as error:  # whatever stops one notebook, the others have a right to run
+                status, problem = "failed", _one_line(error)
+            report.runs.append(NotebookRun(path.name, status, round(time.perf_counter() - begin, 1), started, preset,
+                                           {"data": data, **chosen}, problem))
+            entry = asdict(report.runs[-1])
+            entries[entry.pop("notebook")] = entry
+            write_json(record, {**about, "notebooks": dict(sorted(entries.items()))})
+            done.update()
+    return report
+
+
+_MACHINE_PATH = re.compile(r"(?<![\w.~:/-])/(?:home|Users|root|tmp|work|mnt|opt|private|usr|var)/[\w.-]+")
+_DEFINITION = re.compile(r"^\s*(?:async\s+)?(def|class)\s+\w+", re.MULTILINE)
+
+
+def _texts(output: nbformat.NotebookNode) -> Iterable[str]:
+    """Everything in an output that a reader or a search would find as text; images are left out."""
+    yield from (output.get("text", ""), output.get("evalue", ""), *output.get("traceback", []))
+    for kind, content in output.get("data", {}).items():
+        if not kind.startswith("image/"):
+            yield content if isinstance(content, str) else json.dumps(content)
+
+
+def check_stored(path: Path) -> list[str]:
+    """What is wrong with a notebook as it is stored, in sentences; an empty list if nothing is."""
+    path = Path(path)
+    try:
+        notebook = _read(path)
+    except InputError as error:
+        return [str(error)]
+    problems = []
+    try:
+        declared = _parameters_in(notebook, path)
+        problems += [f"the parameters cell must declare `{name}`" for name in REQUIRED if name not in declared]
+    except InputError as error:
+        problems.append(str(error).removeprefix(f"{path}: "))
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if cell.execution_count is None:  # nbval compares nothing in such a cell
+            problems.append(f"cell {number} is stored without having been run: run all cells and save")
+        lines = len(cell.source.splitlines())
+        if lines > LONGEST_CELL:
+            problems.append(f"cell {number} has {lines} lines, more than {LONGEST_CELL}")
+        for keyword in _DEFINITION.findall(cell.source):
+            problems.append(f"cell {number} holds a `{keyword}`: it belongs into the library")
+        for output in cell.outputs:
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+                problems.append(f"cell {number} is stored with an error: {output.get('ename', '')}")
+            for found in {match for text in _texts(output) for match in _MACHINE_PATH.findall(text)}:
+                problems.append(f"cell {number} shows a path of one machine: {found}")
+    return problems

@@ -1,0 +1,387 @@
+"""The RecBole reader and `load`: what is read, what is refused, and with which words."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nullrec_lib import data
+from nullrec_lib.data import load
+from nullrec_lib.data.formats import recbole
+from nullrec_lib.errors import InputError
+
+INTER = """\
+user_id:token	item_id:token	timestamp:float
+ann	a	100
+ben	b	50
+ann	b	101.5
+"""
+ITEM = """\
+item_id:token	title:token_seq	description:token_seq
+b	Blue ball	Bounces
+a	Red "car"	
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a folder `tiny` with the two files (None: leaves the file out) and returns it."""
+
+    def write(inter=INTER, item=ITEM, folder="tiny", name="tiny") -> Path:
+        path = tmp_path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        for suffix, text in (("inter", inter), ("item", item)):
+            if text is not None:
+                raw = text if isinstance(text, bytes) else text.encode()
+                (path / f"{name}.{suffix}").write_bytes(raw)
+        return path
+
+    return write
+
+
+def message(call, *args) -> str:
+    """The message of the InputError that `call` must raise; every one is a single sentence."""
+    with pytest.raises(InputError) as caught:
+        call(*args)
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith(".") and not text.endswith("..")
+    assert ". " not in text
+    return text
+
+
+# ---- good input --------------------------------------------------------------------------------------------
+
+
+def test_reads_both_files(write):
+    got = recbole.read(write())
+    assert (got.name, got.clock, got.notes) == ("tiny", "time", ())
+    assert got.user_ids.tolist() == ["ann", "ben"]  # order of first appearance
+    # The catalogue keeps the file's order: b is item 0. Quotes are ordinary characters.
+    assert got.items.to_numpy().tolist() == [["b", "Blue ball", "Bounces"], ["a", 'Red "car"', ""]]
+    assert got.interactions["user"].tolist() == [0, 0, 1]
+    assert got.interactions["item"].tolist() == [1, 0, 0]
+    assert got.interactions["timestamp"].tolist() == [100.0, 101.5, 50.0]
+    assert [str(kind) for kind in got.interactions.dtypes] == ["int64", "int64", "float64"]
+
+
+def reorder(text: str, order: tuple[int, ...]) -> str:
+    rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    return "".join("\t".join(row[i] for i in order) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("inter", "item"),
+    [
+        pytest.param(reorder(INTER, (2, 0, 1)), reorder(ITEM, (2, 1, 0)), id="column order"),
+        pytest.param("\ufeff" + INTER, "\ufeff" + ITEM, id="BOM"),
+        pytest.param(INTER.replace("\n", "\r\n"), ITEM.replace("\n", "\r\n"), id="CRLF"),
+        pytest.param(INTER.removesuffix("\n"), ITEM.removesuffix("\n"), id="no last line end"),
+        pytest.param(INTER, ITEM.replace("token_seq", "token"), id="texts typed token"),
+    ],
+)
+def test_same_content_written_differently(write, inter, item):
+    assert recbole.read(write(inter, item)).fingerprint() == recbole.read(write(folder="plain")).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("NA", "null", "None", "nan", "007", "1e5", "True", '"', '"open', "'", "#1", "\\t", "  two  "),
+        *("日本語 é 🎲", "a\u2028b\x85c\x0cd", "a\rb", "nul\x00"),
+    ],
+)
+def test_words_survive_in_every_text_column(write, word):
+    got = recbole.read(write(INTER + f"{word}\t{word}\t7\n", ITEM + f"{word}\t{word}\t{word}\n"))
+    assert got.items.iloc[2].tolist() == [word] * 3
+    assert got.user_ids[2] == word
+    assert got.interactions["item"].tolist() == [1, 0, 0, 2]
+
+
+def test_extra_columns_in_inter_are_unread_and_noted(write):
+    inter = reorder(INTER, (0, 2, 1, 2)).replace("timestamp", "rating", 1)
+    got = recbole.read(write(inter))
+    assert got.notes == ("tiny.inter: columns left unread: rating:float.",)
+    assert got.fingerprint() == recbole.read(write(folder="plain")).fingerprint()
+
+
+def test_extra_text_columns_are_attributes(write):
+    item = (
+        "brand:token\titem_id:token\tprice:float\tdescription:token_seq\tkinds:token_seq\ttitle:token_seq\n"
+        "Lego\ta\t3.5\tA set\ttoys blocks\tBox\n"
+        "\tb\t\t \ttoys\t\n"
+    )
+    got = recbole.read(write(item=item))
+    assert got.items["title"].tolist() == ["Box", ""]  # text elsewhere is enough
+    assert got.items["description"].tolist() == ["brand: Lego. kinds: toys blocks. A set", "kinds: toys"]
+    assert got.notes == (
+        "tiny.item: columns left unread: price:float.",
+        "tiny.item: attributes put in front of the description: brand, kinds.",
+    )
+
+
+def test_description_column_may_be_missing(write):
+    assert recbole.read(write(item=reorder(ITEM, (0, 1)))).items["description"].tolist() == ["", ""]
+
+
+def test_item_without_interaction_stays(write):
+    got = recbole.read(write(item=ITEM + "c\tCold\t\n"))
+    assert got.n_items == 3 and got.popularity().tolist() == [2, 1, 0]
+
+
+def test_folder_of_another_name(write):
+    assert recbole.read(write(folder="other")).name == "tiny"
+
+
+def test_own_name_wins_over_other_files(write):
+    write(inter="not read", item=None, name="aaa")
+    assert recbole.read(write()).name == "tiny"
+
+
+def test_the_current_folder_has_a_name(write, monkeypatch):
+    monkeypatch.chdir(write())
+    assert recbole.read(Path(".")).name == "tiny"
+
+
+def test_clock(write):
+    positions = INTER.replace("100", "0").replace("50", "0").replace("101.5", "1")
+    got = recbole.read(write(positions))
+    assert got.clock == "position" and "positions" in got.notes[0]
+    assert recbole.read(write(positions), clock="time").clock == "time"
+    assert recbole.read(write(INTER), clock="position").clock == "position"
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+U, I, T = "user_id:token", "item_id:token", "timestamp:float"
+DESCRIPTION = "description:token_seq"
+INTER_HEAD, INTER_ROWS = INTER.split("\n", 1)
+ITEM_HEAD, ITEM_ROWS = ITEM.split("\n", 1)
+
+
+def inter(old: str, new: str) -> dict:
+    assert INTER.count(old) == 1
+    return {"inter": INTER.replace(old, new)}
+
+
+def item(old: str, new: str) -> dict:
+    assert ITEM.count(old) == 1
+    return {"item": ITEM.replace(old, new)}
+
+
+NOT_FINITE = ("", "noon", "nan", "NaN", "inf", "-inf", "1e999", "1_000", "0x10", "1,5", "True", "2020-01-01")
+
+# What is broken: how, the place that the message must name (after `tiny.`), and a pattern for the rest of it.
+BAD = {
+    # files
+    "no item": ({"item": None}, "item", r"there is no such file, and tiny\.inter needs it"),
+    "empty inter": ({"inter": ""}, "inter", "the file is empty"),
+    "only a BOM": ({"item": "\ufeff"}, "item", "the file is empty"),
+    "header only": ({"inter": INTER_HEAD + "\n"}, "inter, line 1", "there is no row after the header"),
+    "one line": ({"item": ITEM_HEAD}, "item, line 1", "there is no row after the header"),
+    "latin-1": (
+        {"item": ITEM.replace("Blue", "Bleu é").encode("latin-1")},
+        "item, line 2",
+        "byte 0xe9 is not UTF-8, save the file as UTF-8",
+    ),
+    "utf-16": ({"inter": INTER.encode("utf-16")}, "inter, line 1", "byte 0xff is not UTF-8"),
+    # header
+    "blank header": ({"inter": "\n" + INTER}, "inter, line 1", "the header is blank"),
+    "no header": ({"inter": INTER_ROWS}, "inter, line 1, column 1", "'ann' is not NAME:TYPE"),
+    "commas": ({"inter": INTER.replace("\t", ",")}, "inter, line 1, column user_id", "write user_id:token"),
+    "no timestamp": (
+        {"inter": reorder(INTER, (0, 1))},
+        "inter, line 1",
+        "no column timestamp:float, only user_id:token, item_id:token; add or rename",
+    ),
+    "no title": (item("title:", "name:"), "item, line 1", "no column title:token_seq, only .*name:token_seq"),
+    "no type": (inter(T, "timestamp"), "inter, line 1, column timestamp", "write timestamp:float"),
+    "wrong type of id": (inter(U, "user_id:float"), "inter, line 1, column user_id", "write user_id:token"),
+    "type of text": (item("title:token_seq", "title:float"), "item, line 1, column title", "title:token_seq"),
+    "unknown type": (item(DESCRIPTION, "size:int"), "item, line 1, column 3", "'size:int' is not NAME:TYPE"),
+    "no name": (item(DESCRIPTION, ":token"), "item, line 1, column 3", "':token' is not NAME:TYPE"),
+    "tab at the end": (item(ITEM_HEAD, ITEM_HEAD + "\t"), "item, line 1, column 4", "'' is not NAME:TYPE"),
+    "column twice": (inter(U, I), "inter, line 1, column item_id", "two columns have this name"),
+    "column twice, types differ": (
+        item(DESCRIPTION, "title:token"),
+        "item, line 1, column title",
+        "two columns have this name, title:token_seq and title:token",
+    ),
+    # rows
+    "too few fields": (inter("b\t50", "b"), "inter, line 3", "the row has 2 fields, the header 3"),
+    "too many fields": (inter("b\t50", "b\t50\t1"), "inter, line 3", "the row has 4 fields, the header 3"),
+    "first row long": (inter("a\t100", "a\t100\t"), "inter, line 2", "the row has 4 fields, the header 3"),
+    "one field": (item("b\tBlue ball\tBounces", "b"), "item, line 2", "the row has 1 field, the header 3"),
+    "blank line": (inter("ben", "\nben"), "inter, line 3", "the line is blank, delete it"),
+    "line of spaces": (item("b\tBlue", " \nb\tBlue"), "item, line 2", "the line is blank, delete it"),
+    "blank line at the end": ({"inter": INTER + "\n"}, "inter, line 5", "the line is blank, delete it"),
+    # fields
+    **{
+        f"timestamp {value!r}": (
+            inter("\t50", f"\t{value}"),
+            "inter, line 3, column timestamp",
+            f"^{value!r} is not a finite number",
+        )
+        for value in NOT_FINITE
+    },
+    "several timestamps": (
+        {"inter": INTER.replace("\t10", "\tx10")},
+        "inter, line 2, column timestamp",
+        r"'x100' is not a finite number \(the first of 2 such lines\)",
+    ),
+    "empty user": (inter("ben", ""), "inter, line 3, column user_id", "the id is empty"),
+    "blank user": (inter("ben", "  "), "inter, line 3, column user_id", "the id is empty"),
+    "empty item of a user": (inter("ann\ta", "ann\t"), "inter, line 2, column item_id", "the id is empty"),
+    "empty item": (item("b\tBlue", "\tBlue"), "item, line 2, column item_id", "the id is empty"),
+    "no text": (item('Red "car"', ""), "item, line 3, column title", "the item has no text"),
+    "only spaces": (item('Red "car"\t', " \t\u3000"), "item, line 3, column title", "the item has no text"),
+    "twice": ({"item": ITEM + "b\tAgain\t\n"}, "item, line 4, column item_id", "'b' is already in line 2"),
+    "unknown item": (
+        inter("\ta\t", "\tzebra\t"),
+        "inter, line 2, column item_id",
+        r"'zebra' is not an item of tiny\.item",
+    ),
+    "padded item": (inter("\ta\t", "\ta \t"), "inter, line 2, column item_id", "'a ' is not an item"),
+}
+
+
+@pytest.mark.parametrize(("broken", "place", "words"), BAD.values(), ids=BAD.keys())
+def test_bad_input(write, broken, place, words):
+    named, _, rest = message(recbole.read, write(**broken)).partition(": ")
+    assert named.endswith(f"/tiny.{place}")  # only the folder goes before it
+    assert re.search(words, rest)
+
+
+def test_bad_folders(write, tmp_path):
+    assert "this is not there" in message(recbole.read, tmp_path / "absent")
+    folder = write(name="one", folder="many")
+    assert "this is a file, give a folder" in message(recbole.read, folder / "one.inter")
+    assert "exactly one other *.inter, found no *.inter" in message(recbole.read, write(inter=None))
+    write(name="two", folder="many")
+    assert "exactly one other *.inter, found one.inter, two.inter" in message(recbole.read, folder)
+
+
+def test_braces_in_a_name_do_no_harm(write):
+    assert "of {0}.item" in message(recbole.read, write(inter("\ta\t", "\tzebra\t")["inter"], name="{0}"))
+
+
+# ---- round trip --------------------------------------------------------------------------------------------
+
+# Everything that is neither a tab nor a line end; surrogates are no text.
+words = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1, max_size=8)
+words = words.filter(lambda word: word.strip())
+
+
+@st.composite
+def frames(draw):
+    ids = draw(st.lists(words, min_size=1, max_size=6, unique=True))
+    texts = [(item_id, draw(words), draw(words | st.just(""))) for item_id in ids]
+    items = pd.DataFrame(texts, columns=["item_id", "title", "description"])
+    times = st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 3).map(float)
+    rows = draw(st.lists(st.tuples(words, st.sampled_from(ids), times), min_size=1, max_size=12))
+    return items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames())
+def test_round_trip(tmp_path_factory, frames):
+    items, rows = frames
+    folder = tmp_path_factory.mktemp("round")
+    head = {"user_id": U, "item_id": I, "timestamp": T}
+    for suffix, frame, names in (
+        ("inter", rows, head),
+        ("item", items, {"item_id": I, "title": "title:token_seq", "description": DESCRIPTION}),
+    ):
+        lines = [[names[column] for column in frame], *frame.astype(object).to_numpy().tolist()]
+        text = "".join("\t".join(map(str, line)) + "\n" for line in lines)
+        (folder / f"set.{suffix}").write_bytes(text.encode())
+    got = recbole.read(folder)
+    assert got.items.to_numpy().tolist() == items.to_numpy().tolist()
+    # The rows come back grouped by user and in time order, with ties as they were: Python's own stable sort.
+    users = list(dict.fromkeys(rows["user_id"]))
+    want = sorted(rows.itertuples(index=False, name=None), key=lambda row: (users.index(row[0]), row[2]))
+    read = got.interactions
+    ids = got.user_ids[read["user"]], got.items["item_id"].iloc[read["item"]]
+    assert list(zip(*ids, read["timestamp"], strict=True)) == want
+
+
+# ---- load --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("shop", {}),
+        ("shop-tiny", {"size": "tiny"}),
+        ("shop-visible0", {"visible": 0.0}),
+        ("shop-tiny-visible1", {"size": "tiny", "visible": 1.0}),
+    ],
+)
+def test_load_generates(write, monkeypatch, name, want):
+    made = recbole.read(write())
+    monkeypatch.setattr("nullrec_lib.data.shop.generate", lambda **given: made if given == want else None)
+    assert load(name) is made
+    assert load(name, clock="position").clock == "position"
+
+
+def test_load_finds_folders(write, tmp_path, monkeypatch):
+    monkeypatch.delenv("NULLREC_DATA", raising=False)
+    folder = write()
+    assert load(folder).name == load(str(folder)).name == "tiny"
+    assert "'tiny'" in message(load, "tiny") and "NULLREC_DATA, which" in message(load, "tiny")
+    monkeypatch.setenv("NULLREC_DATA", str(tmp_path))
+    assert load("tiny", clock="position").clock == "position"
+    # A folder that is there wins over one under NULLREC_DATA.
+    monkeypatch.chdir(write(INTER.replace("ann", "eve"), folder="here/tiny").parent)
+    assert "eve" in load("tiny").user_ids
+
+
+def test_load_says_what_there_is(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("NULLREC_DATA", str(tmp_path))
+    write()
+    (tmp_path / "notes").mkdir()
+    text = message(load, "tinny")
+    assert text.endswith("there is tiny; the closest name is tiny.") and "shop-tiny-visible0" in text
+    assert message(load, "shop_tiny").endswith("the closest name is shop-tiny.")
+    assert message(load, "xyz").endswith("there is tiny.")
+    assert message(load, "").endswith("there is tiny.")
+    assert "notes: no reader knows this folder, it has none of *.inter." in message(load, "notes")
+    assert "this is a file" in message(load, tmp_path / "tiny" / "tiny.inter")
+    assert message(load, "tiny", "sundial") == "clock: 'sundial' is not one of auto, time, position."
+    monkeypatch.setenv("NULLREC_DATA", str(tmp_path / "absent"))
+    assert message(load, "xyz").endswith("absent there is no data set.")
+
+
+def test_a_new_format_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "set.csv").touch()
+    monkeypatch.setitem(data.FORMATS, "*.csv", lambda folder, clock: (folder, clock))
+    assert load(tmp_path, "time") == (tmp_path, "time")
+
+
+# ---- the real sets, where there are any --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "lengths", "described", "clock"),
+    [
+        ("ml-100k", (943, 1682, 100_000), (20, 737), 1682, "time"),
+        ("toys", (19_412, 11_924, 167_597), (5, 550), 0, "position"),
+        ("yelp", (30_431, 20_033, 316_354), (5, 350), 20_032, "position"),
+        ("office", (3_231, 3_317, 22_447), (5, 30), 3_091, "position"),
+    ],
+)
+def test_real_sets(name, counts, lengths, described, clock):
+    folder = Path(os.environ.get("NULLREC_DATA") or "absent") / name
+    if not folder.is_dir():
+        pytest.skip(f"NULLREC_DATA names no folder with {name}")
+    got = load(folder)
+    told = got.describe()
+    assert (got.n_users, got.n_items, got.n_interactions) == counts
+    assert (told["shortest"], told["longest"]) == lengths
+    assert (told["items_with_title"], told["items_with_description"]) == (counts[1], described)
+    assert (told["items_never_seen"], got.clock) == (0, clock)
+    assert np.isfinite(got.interactions["timestamp"]).all()
