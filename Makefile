@@ -32,7 +32,7 @@ $(STAMP): requirements.txt pyproject.toml
 	        echo "creating .venv with $$python"; exec "$$python" -m venv .venv; \
 	    fi; \
 	done; \
-	echo "nullrec needs Python 3.11 or newer; tried: $(PYTHONS). Say where it is: make setup PYTHON=/path/to/python"; \
+	echo "nullrec needs Python 3.11 or newer; tried: $(PYTHONS). Name yours: make setup PYTHON=..."; \
 	exit 1
 	@echo "installing requirements.txt: a few minutes and gigabytes the first time"
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt

@@ -29,7 +29,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_json
 from nullrec_lib.progress import bar
 
-# A preset reaches the notebooks that declare its parameters; what it does not name keeps the notebook's value.
+# A preset reaches the notebooks that declare its parameters; what it does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": [22, 23], "epochs": 5},
     "standard": {"seeds": [22, 23, 24, 25, 26], "epochs": 100, "patience": 5},
@@ -68,9 +68,12 @@ class Report:
         width = max([len("notebook"), *(len(run.notebook) for run in self.runs)])
         lines = [f"{'notebook':<{width}}  {'status':<7}  {'seconds':>7}"]
         for run in self.runs:
-            lines.append(f"{run.notebook:<{width}}  {run.status:<7}  {run.seconds:>7.1f}  {run.error or ''}".rstrip())
-        passed, seconds = sum(run.status == "ok" for run in self.runs), sum(run.seconds for run in self.runs)
-        return "\n".join([*lines, f"{passed} of {len(self.runs)} notebooks ok in {seconds:.1f} s: {self.folder}"])
+            line = f"{run.notebook:<{width}}  {run.status:<7}  {run.seconds:>7.1f}  {run.error or ''}"
+            lines.append(line.rstrip())
+        passed = sum(run.status == "ok" for run in self.runs)
+        seconds = sum(run.seconds for run in self.runs)
+        lines.append(f"{passed} of {len(self.runs)} notebooks ok in {seconds:.1f} s: {self.folder}")
+        return "\n".join(lines)
 
 
 class _ThisPython(AsyncKernelManager):
@@ -95,30 +98,31 @@ def _parameters_in(notebook: nbformat.NotebookNode, path: Path) -> dict[str, Any
     cells = [cell for cell in notebook.cells
              if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise InputError(f"{path}: {len(cells)} code cells are tagged `parameters`, there must be exactly one")
+        raise InputError(f"{path}: {len(cells)} code cells are tagged `parameters`, there must be one")
     declared: dict[str, Any] = {}
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
         raise InputError(f"{path}: line {error.lineno} of the parameters cell is not Python") from None
     for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        plain = isinstance(statement, ast.Assign)
+        targets = statement.targets if plain else [getattr(statement, "target", None)]
         try:
             if len(targets) != 1 or not isinstance(targets[0], ast.Name):
                 raise ValueError
             declared[targets[0].id] = ast.literal_eval(statement.value)
         except (ValueError, TypeError, AttributeError):
             # New values are injected after this cell: what it computed from the old ones would stay behind.
-            raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be `name = literal`; "
-                             "derive values in a later cell") from None
+            raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be "
+                             "`name = literal`; derive values in a later cell") from None
     return declared
 
 
 def declared_parameters(path: Path) -> dict[str, Any]:
     """Names and default values from the one cell tagged `parameters`.
 
-    Raises InputError if the notebook cannot be read, has no such cell or several, or if the cell holds anything
-    but assignments of literals to single names.
+    Raises InputError if the notebook cannot be read, has no such cell or several, or if the cell holds
+    anything but assignments of literals to single names.
     """
     return _parameters_in(_read(Path(path)), Path(path))
 
@@ -135,8 +139,8 @@ def execute(path: Path, output: Path, parameters: dict[str, Any], timeout_s: flo
 
     `timeout_s` is the time for the whole notebook. `output` is written also when a cell fails or time is up.
 
-    Raises InputError before anything runs if a parameter is not declared by the notebook, TimeoutError when the
-    time is up, papermill's PapermillExecutionError when a cell fails, RuntimeError when the kernel dies.
+    Raises InputError before anything runs if a parameter is not declared by the notebook, TimeoutError when
+    the time is up, papermill's PapermillExecutionError when a cell fails, RuntimeError when the kernel dies.
     """
     path, output = Path(path), Path(output)
     notebook = _read(path)
@@ -145,10 +149,11 @@ def execute(path: Path, output: Path, parameters: dict[str, Any], timeout_s: flo
         if name not in declared:
             raise InputError(f"{path}: no parameter is named `{name}`{_suggestion(name, declared)}")
     output.parent.mkdir(parents=True, exist_ok=True)
+    look = {"desc": path.stem, "delay": 2, "leave": False, "dynamic_ncols": True}
     deadline = time.monotonic() + timeout_s
     papermill.execute_notebook(
         path, output, parameters, kernel_name="python3", language="python", cwd=path.parent,
-        progress_bar={"desc": path.stem, "delay": 2, "leave": False, "dynamic_ncols": True} if progress else False,
+        progress_bar=look if progress else False,
         kernel_manager_class=_ThisPython,
         # papermill's own limit is for each cell; zero would mean no limit at all
         timeout_func=lambda cell: max(deadline - time.monotonic(), 0.1),
@@ -158,7 +163,7 @@ def execute(path: Path, output: Path, parameters: dict[str, Any], timeout_s: flo
 def _select(notebooks: Path, only: Sequence[str | int] | None) -> list[Path]:
     found = sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))
     if not found:
-        raise InputError(f"{notebooks}: no notebooks named like 01_name.ipynb; is this the folder of the project?")
+        raise InputError(f"{notebooks}: no notebooks named like 01_name.ipynb; run in the project's root")
     if only is None:
         return found
     chosen = set()
@@ -166,13 +171,14 @@ def _select(notebooks: Path, only: Sequence[str | int] | None) -> list[Path]:
         matches = [path for path in found if wanted in (path.stem, path.name)
                    or wanted.isdecimal() and int(wanted) == int(path.name[:2])]
         if not matches:
-            raise InputError(f"only: no notebook `{wanted}`{_suggestion(wanted, (path.stem for path in found))}")
+            hint = _suggestion(wanted, (path.stem for path in found))
+            raise InputError(f"only: no notebook `{wanted}`{hint}")
         chosen.update(matches)
     return sorted(chosen)
 
 
 def _plan(paths: list[Path], preset: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """Which of the preset's and the user's parameters each notebook gets; InputError for one that nobody gets."""
+    """What of the preset and the user's parameters each notebook gets; InputError for what nobody gets."""
     if preset not in PRESETS:
         raise InputError(f"preset: there is no `{preset}`{_suggestion(preset, PRESETS)}")
     declared = [declared_parameters(path) for path in paths]
@@ -208,7 +214,8 @@ def _commit() -> str | None:
     """The commit of the code that runs, with `-dirty` if it was changed since; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+        here = Path(__file__).parent
+        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
@@ -240,12 +247,12 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
               timeout_s: float = 1800, progress: bool = True) -> Report:
     """Run the numbered notebooks in order into `reports/<name>/`, and go on past one that fails.
 
-    Every notebook gets `data` and `report_dir`, and of the preset and `parameters` (which win) what it declares.
-    `only` selects by number or by name; `timeout_s` is for each notebook. `run.json` is brought up to date after
-    every notebook; notebooks that an earlier run left in the same folder keep their files and their entries.
+    Every notebook gets `data` and `report_dir`, and of the preset and `parameters` (which win) what it
+    declares. `only` selects by number or by name; `timeout_s` is for each notebook. `run.json` is brought up
+    to date after every notebook; what an earlier run left in the same folder keeps its files and entries.
 
-    Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a notebook without
-    `data` or `report_dir`, and for a name that leaves nothing to name a folder with.
+    Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a notebook
+    without `data` or `report_dir`, and for a name that leaves nothing to name a folder with.
     """
     paths = _select(notebooks, only)
     plan = _plan(paths, preset, parameters or {})
@@ -259,7 +266,8 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
     entries = _earlier_runs(record)
     about = {"name": folder_name, "data": data, "preset": preset, "started": _now(), "nullrec": __version__,
              "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
-             "platform": platform.platform(), "cpus": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
+             "platform": platform.platform(), "cpus": os.cpu_count(),
+             "threads": os.environ.get("OMP_NUM_THREADS")}
 
     with bar(total=len(paths), what="notebooks", disable=not progress) as done:
         for path, chosen in zip(paths, plan):
@@ -271,8 +279,9 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
                 status, problem = "timeout", f"stopped after {timeout_s:g} s"
             except Exception as error:  # whatever stops one notebook, the others have a right to run
                 status, problem = "failed", _one_line(error)
-            report.runs.append(NotebookRun(path.name, status, round(time.perf_counter() - begin, 1), started, preset,
-                                           {"data": data, **chosen}, problem))
+            seconds = round(time.perf_counter() - begin, 1)
+            given = {"data": data, **chosen}
+            report.runs.append(NotebookRun(path.name, status, seconds, started, preset, given, problem))
             entry = asdict(report.runs[-1])
             entries[entry.pop("notebook")] = entry
             write_json(record, {**about, "notebooks": dict(sorted(entries.items()))})
@@ -302,7 +311,8 @@ def check_stored(path: Path) -> list[str]:
     problems = []
     try:
         declared = _parameters_in(notebook, path)
-        problems += [f"the parameters cell must declare `{name}`" for name in REQUIRED if name not in declared]
+        missing = [name for name in REQUIRED if name not in declared]
+        problems += [f"the parameters cell must declare `{name}`" for name in missing]
     except InputError as error:
         problems.append(str(error).removeprefix(f"{path}: "))
     for number, cell in enumerate(notebook.cells, start=1):

@@ -96,7 +96,8 @@ def pass_over(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     write(root / "notebooks/01_good.ipynb",
           "from pathlib import Path\nPath(report_dir, 'figure.txt').write_text(data)\nprint(seeds, rate)")
-    write(root / "notebooks/02_fails.ipynb", "print('before')", "raise ValueError('too\\nmany')", "print('after')",
+    write(root / "notebooks/02_fails.ipynb",
+          "print('before')", "raise ValueError('too\\nmany')", "print('after')",
           parameters='data = ""\nreport_dir = ""\nepochs = 1')
     write(root / "notebooks/03_hangs.ipynb", "import time\nprint('waiting', flush=True)\ntime.sleep(300)")
     write(root / "notebooks/04_dies.ipynb", "import os\nos._exit(1)")
@@ -104,7 +105,8 @@ def pass_over(tmp_path_factory):
     (root / "my data").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        first = reproduce("my data", "quick", parameters={"rate": 2, "seeds": [9]}, timeout_s=4, progress=False)
+        given = {"rate": 2, "seeds": [9]}
+        first = reproduce("my data", "quick", parameters=given, timeout_s=4, progress=False)
         record = json.loads((root / "reports/my-data-quick/run.json").read_text())
         second = reproduce("my data", "quick", name="my data/quick", only=[1], progress=False)
     return root, first, record, second
@@ -150,9 +152,10 @@ def test_run_json_says_what_was_run_and_where_it_stands(pass_over):
 def test_running_again_replaces_its_own_and_keeps_the_rest(pass_over):
     root, first, before, second = pass_over
     assert second.folder == first.folder and second.ok and len(second.runs) == 1
-    after = json.loads((root / second.folder / "run.json").read_text())
-    assert after["notebooks"]["01_good.ipynb"]["parameters"] != before["notebooks"]["01_good.ipynb"]["parameters"]
-    assert after["notebooks"]["02_fails.ipynb"] == before["notebooks"]["02_fails.ipynb"]
+    now = json.loads((root / second.folder / "run.json").read_text())["notebooks"]
+    then = before["notebooks"]
+    assert now["01_good.ipynb"]["parameters"] != then["01_good.ipynb"]["parameters"]
+    assert now["02_fails.ipynb"] == then["02_fails.ipynb"]
     assert sorted(path.name for path in (root / second.folder).iterdir()) == [
         "01_good.ipynb", "02_fails.ipynb", "03_hangs.ipynb", "04_dies.ipynb", "figure.txt", "run.json"]
 
@@ -239,7 +242,8 @@ def test_a_notebook_that_keeps_the_rules_has_no_problems(tmp_path):
 
 @pytest.mark.parametrize("change, said", [
     (lambda cells: cells[1].update(execution_count=None), "cell 2 is stored without having been run"),
-    (lambda cells: cells[1].update(outputs=[new_output("error", ename="KeyError", evalue="x")]), "error: KeyError"),
+    (lambda cells: cells[1].update(outputs=[new_output("error", ename="KeyError", evalue="x")]),
+     "error: KeyError"),
     (lambda cells: cells[0].metadata.update(tags=[]), "0 code cells are tagged `parameters`"),
     (lambda cells: cells[1].metadata.update(tags=["parameters"]), "2 code cells are tagged `parameters`"),
     (lambda cells: cells[0].update(source="data = 1"), "must declare `report_dir`"),
@@ -247,7 +251,8 @@ def test_a_notebook_that_keeps_the_rules_has_no_problems(tmp_path):
     (lambda cells: cells[1].update(outputs=[new_output("execute_result", {"text/html": "<b>/tmp/run3</b>"})]),
      "one machine: /tmp/run3"),
     (lambda cells: cells[1].update(source="\n".join(["x = 1"] * 25)), "cell 2 has 25 lines"),
-    (lambda cells: cells[1].update(source="%time 1\nif data:\n    def f():\n        pass"), "cell 2 holds a `def`"),
+    (lambda cells: cells[1].update(source="%time 1\nif data:\n    def f():\n        pass"),
+     "cell 2 holds a `def`"),
     (lambda cells: cells[1].update(source="class A:\n    pass"), "cell 2 holds a `class`"),
 ])
 def test_each_broken_rule_is_named_and_nothing_else(tmp_path, change, said):
@@ -287,7 +292,8 @@ def test_every_target_has_its_line_of_help():
 
 @needs_make
 def test_reproduce_hands_its_variables_on():
-    plan = make("--dry-run", "reproduce", "DATA=books.csv", "PRESET=quick", "NAME=mine", "ARGS=-p epochs=2").stdout
+    given = ["DATA=books.csv", "PRESET=quick", "NAME=mine", "ARGS=-p epochs=2"]
+    plan = make("--dry-run", "reproduce", *given).stdout
     for part in ('--data "books.csv"', '--preset "quick"', '--name "mine"', "-p epochs=2"):
         assert part in plan
     assert "--name" not in make("--dry-run", "reproduce").stdout

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nullrec_lib.data.examples import Batch, View
 from nullrec_lib.data.negatives import draw
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.cosine import cosine
 
 
 class Block(nn.Module):
@@ -133,10 +134,7 @@ class SASRec(nn.Module):
         """
         drawn = draw(batch.target, n_items, self.negatives, batch.history if self.exclude_history else None)
         candidates = vectors(torch.cat([batch.target[:, None], drawn], dim=1))
-        # Dividing the products by the norms keeps the normalised copy of B × negatives × d out of memory.
-        products = torch.einsum("bnd,bd->bn", candidates, F.normalize(states, dim=-1))
-        cosine = products / candidates.norm(dim=-1).clamp(min=1e-8)
-        return F.cross_entropy(cosine / self.temperature, torch.zeros_like(batch.target))
+        return F.cross_entropy(cosine(candidates, states) / self.temperature, torch.zeros_like(batch.target))
 
     def queries(self, states: Tensor, batch: Batch) -> Tensor:
         """(B, d) vectors whose product with the item table scores the items: here the states themselves."""

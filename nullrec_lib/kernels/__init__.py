@@ -1,0 +1,1 @@
+"""How fast: one file per operation, its naive reference beside the fast path. Kernels know only tensors."""
