@@ -160,6 +160,23 @@ def decompose(
     return NullSpace(mean, vectors, S, spectrum, nullity, full_nullity, gain)
 
 
+THRESHOLDS = (0.001, 0.01, 0.1, 0.25, 0.5)
+"""The absolute thresholds that the papers sweep, on the covariance of scaled embeddings."""
+
+
+def nullities(embeddings: np.ndarray, width: int, thresholds: tuple[float, ...] = THRESHOLDS) -> list[dict]:
+    """Nullity at full and at kept `width` for each threshold, absolute and relative to the mean variance.
+
+    Returns: rows with `rule` (`threshold` or `relative_threshold`), `value`, `full_nullity`, `nullity`.
+    """
+    rows = []
+    for rule in ("threshold", "relative_threshold"):
+        for value in thresholds:
+            space = decompose(embeddings, width=width, **{rule: value})
+            rows.append({"rule": rule, "value": value, "full_nullity": space.full_nullity, "nullity": space.nullity})
+    return rows
+
+
 def cosines(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Cosine similarity (n_pairs,) float64 of row pairs of vectors (N, d); zero rows give 0."""
     unit = _unit(vectors)

@@ -84,7 +84,9 @@ def weights_sha256(folder: Path) -> str:
 def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np.ndarray:
     """(n, d_l) float32 unit-norm embeddings of n texts by the sentence-transformers model `encoder`."""
     from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # its bar for loading weights lasts a blink and clutters every notebook
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = SentenceTransformer(str(find(encoder)), device=device)
     options = dict(batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)

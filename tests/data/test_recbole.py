@@ -143,6 +143,7 @@ def test_own_name_wins_over_other_files(write):
 
 
 def test_the_current_folder_has_a_name(write, monkeypatch):
+    write(name="aaa")
     monkeypatch.chdir(write())
     assert recbole.read(Path(".")).name == "tiny"
 
@@ -190,7 +191,7 @@ BAD = {
     ),
     "utf-16": ({"inter": INTER.encode("utf-16")}, "inter, line 1", "byte 0xff is not UTF-8"),
     # header
-    "blank header": ({"inter": "\n" + INTER}, "inter, line 1", "the header is blank"),
+    "blank header": ({"inter": "\n" + INTER}, "inter, line 1, column 1", "'' is not NAME:TYPE"),
     "no header": ({"inter": INTER_ROWS}, "inter, line 1, column 1", "'ann' is not NAME:TYPE"),
     "commas": ({"inter": INTER.replace("\t", ",")}, "inter, line 1, column user_id", "write user_id:token"),
     "no timestamp": (

@@ -112,8 +112,6 @@ def _table(path: Path, known: dict[str, tuple[str, ...]]) -> tuple[pd.DataFrame,
     that are not in `known`, in file order."""
     text = _text(path)
     header, *lines = text.split("\n")  # not splitlines: U+2028 and its like may stand in a title
-    if not header.strip():
-        raise _wrong(path, "the header is blank", 1)
     types: dict[str, str] = {}
     for number, cell in enumerate(header.split("\t"), 1):
         name, _, kind = cell.partition(":")
@@ -133,14 +131,14 @@ def _table(path: Path, known: dict[str, tuple[str, ...]]) -> tuple[pd.DataFrame,
     if not lines:
         raise _wrong(path, "there is no row after the header", 1)
 
-    # Counted here, since pandas fills short rows up and shortens long ones without a word.
+    # Counted here, since pandas fills short rows up without a word.
     for number, line in enumerate(lines, 2):
         if (fields := line.count("\t") + 1) != len(types):
             count = f"the row has {fields} field{'s' * (fields > 1)}, the header {len(types)}"
             raise _wrong(path, count if line.strip() else "the line is blank, delete it", number)
     table = pd.read_csv(
         io.StringIO(text), sep="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, skip_blank_lines=False,
-        header=0, names=list(types), index_col=False, dtype=str, keep_default_na=False, na_filter=False,
+        header=0, names=list(types), dtype=str, keep_default_na=False, na_filter=False,
     )  # fmt: skip
     return table, {name: kind for name, kind in types.items() if name not in known}
 
