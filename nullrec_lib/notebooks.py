@@ -197,7 +197,7 @@ def _plan(paths: list[Path], preset: str, parameters: dict[str, Any]) -> list[di
 
 
 def _locate(data: str) -> str:
-    """Notebooks run in their own folder, so a file or folder is handed over as an absolute path.
+    """A generated set's name, or the absolute path of a folder.
 
     Looks where `nullrec_lib.data.load` looks, in the same order; raises its InputError if there is nothing.
     """
@@ -208,6 +208,11 @@ def _locate(data: str) -> str:
                 return str(path.expanduser().resolve())
         load(data)
     return data
+
+
+def _from(notebook: Path, target: str | Path) -> str:
+    """Notebooks run in their own folder: a path as seen from there, which says nothing of the machine around."""
+    return str(target) if target in SHOPS else os.path.relpath(Path(target).resolve(), notebook.parent.resolve())
 
 
 def _commit() -> str | None:
@@ -272,7 +277,7 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
     with bar(total=len(paths), what="notebooks", disable=not progress) as done:
         for path, chosen in zip(paths, plan):
             started, begin, status, problem = _now(), time.perf_counter(), "ok", None
-            told = {"data": located, "report_dir": str(report.folder.resolve()), **chosen}
+            told = {"data": _from(path, located), "report_dir": _from(path, report.folder), **chosen}
             try:
                 execute(path, report.folder / path.name, told, timeout_s, progress)
             except TimeoutError:

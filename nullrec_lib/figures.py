@@ -1,0 +1,138 @@
+"""Show: every figure is a function, data in and Figure out. Nothing here reads a disk or trains a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from nullrec_lib.files import atomic
+
+COLUMN = 3.4  # inches: one column of a two-column paper
+_STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 300, "savefig.bbox": "tight", "svg.fonttype": "none", "svg.hashsalt": "nullrec",
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5,
+}
+_PALETTE = sns.color_palette("colorblind")
+
+
+def save(figure: Figure, name: str, folder: str | Path) -> Figure:
+    """Write `name`.png and `name`.svg into `folder`, or nothing where `folder` is empty; the figure comes back."""
+    for kind in ("png", "svg") if str(folder) else ():
+        with atomic(Path(folder) / f"{name}.{kind}") as temporary:
+            figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return figure
+
+
+def _axes(columns: int = 1, height: float = 2.5, **options):
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            1, columns, figsize=(COLUMN * (1 if columns == 1 else 0.8 * columns), height), layout="constrained", **options
+        )
+    plt.close(figure)  # shown by whoever gets it, once
+    return figure, axes
+
+
+def spectrum(
+    values: np.ndarray, width: int, null_dim: int, thresholds: tuple[float, ...] = (), zero: float = 1e-9
+) -> Figure:
+    """Singular values of the covariance on a log axis, with the kept width, its null space and thresholds.
+
+    Args:
+        values: (d_l,) descending. Those at most `zero`·largest are drawn at the bottom: they are rounding.
+        width, null_dim: the shaded null space is directions width-null_dim … width.
+        thresholds: horizontal lines; S below a line is null space under that threshold.
+    """
+    figure, axes = _axes()
+    alive = values > zero * values[0]
+    floor = values[alive].min() / 3
+    axes.semilogy(np.arange(1, len(values) + 1), np.where(alive, values, floor), color=_PALETTE[0], lw=1.4)
+    if null_dim:
+        label = f"null space of the kept {width}"
+        axes.axvspan(width - null_dim + 0.5, width + 0.5, color=_PALETTE[1], alpha=0.25, lw=0, label=label)
+    for threshold in thresholds:
+        axes.axhline(threshold, color="0.5", lw=0.7, ls=":")
+        axes.annotate(f"{threshold:g}", (len(values), threshold), fontsize=7, color="0.4", ha="right", va="bottom")
+    if not alive.all():
+        label = f"{(~alive).sum()} exactly null"
+        axes.plot(np.flatnonzero(~alive) + 1, np.full((~alive).sum(), floor), color=_PALETTE[3], lw=2.5, label=label)
+    axes.set(xlabel="direction", ylabel="variance S", xlim=(0, len(values) + 1))
+    axes.legend(loc="lower left")
+    return figure
+
+
+def similarity_histograms(cosines: dict[str, np.ndarray]) -> Figure:
+    """Histograms of pairwise cosine similarity, one outline per name (AlphaFuse Fig. 4); dotted: the mean."""
+    figure, axes = _axes(height=2.7)
+    bins = np.linspace(-1, 1, 101)
+    for colour, (name, values) in zip(_PALETTE, cosines.items()):
+        axes.hist(values, bins=bins, density=True, histtype="step", lw=1.4, color=colour,
+                  label=f"{name} ({values.mean():+.2f} ± {values.std():.2f})")
+        axes.axvline(values.mean(), color=colour, lw=0.8, ls=":")
+    axes.set(xlabel="cosine similarity of two items", ylabel="density", xlim=(-0.6, 1))
+    axes.legend(loc="upper right", title="mean ± sd", title_fontsize=8)
+    return figure
+
+
+def maps(planes: dict[str, np.ndarray], colour: np.ndarray, label: str) -> Figure:
+    """Item maps side by side: name → (N, 2) coordinates, points coloured by `colour` (N,).
+
+    Whole numbers with at most 20 values are classes; anything else is a scale with its bar.
+    """
+    figure, axes = _axes(len(planes), height=2.9, squeeze=False)
+    classes = np.issubdtype(colour.dtype, np.integer) and len(np.unique(colour)) <= 20
+    for ax, (name, points) in zip(axes[0], planes.items()):
+        drawn = ax.scatter(*points.T, c=colour, s=4, lw=0, cmap="tab20" if classes else "viridis", rasterized=True)
+        ax.set(title=name, xticks=[], yticks=[])
+        ax.grid(False)
+    if not classes:
+        figure.colorbar(drawn, ax=axes[0], label=label, shrink=0.8)
+    return figure
+
+
+def learning_curves(frame: pd.DataFrame, columns: dict[str, str]) -> Figure:
+    """Validation curves per method, mean over the seeds still running at an epoch, band ± 1 sd.
+
+    Args:
+        frame: long, with `method`, `seed`, `epoch` and the named columns (`experiments.learning_curves`).
+        columns: column → title, one panel each.
+    """
+    figure, axes = _axes(len(columns), squeeze=False)
+    for ax, (column, title) in zip(axes[0], columns.items()):
+        sns.lineplot(frame, x="epoch", y=column, hue="method", errorbar="sd", palette="colorblind", lw=1.3, ax=ax,
+                     legend=ax is axes[0][-1], err_kws={"alpha": 0.15, "lw": 0})
+        ax.set(title=title, ylabel="N@20" if "N@20" in column else column)
+    axes[0][-1].legend(title=None)
+    return figure
+
+
+def sweep(frame: pd.DataFrame, x: str, columns: dict[str, str], baseline: dict[str, float] | None = None) -> Figure:
+    """Metrics against one parameter, mean ± sd over seeds (AlphaFuse Fig. 5c).
+
+    Args:
+        frame: one row per run, with `x` and the named columns.
+        columns: column → label of its line.
+        baseline: column → a value drawn as a dashed line in the same colour, such as Base's mean.
+    """
+    figure, axes = _axes()
+    for colour, (column, label) in zip(_PALETTE, columns.items()):
+        groups = frame.groupby(x)[column]
+        mean, sd = groups.mean(), groups.std(ddof=1).fillna(0)
+        axes.errorbar(mean.index, mean, sd, marker="o", ms=3, lw=1.3, capsize=2, color=colour, label=label)
+        if baseline:
+            axes.axhline(baseline[column], color=colour, lw=0.9, ls="--")
+    axes.set(xlabel=x, ylabel="N@10")
+    axes.legend()
+    return figure
+
+
+def plane(vectors: np.ndarray, seed: int = 22, neighbours: int = 15) -> np.ndarray:
+    """(N, d) → (N, 2) by UMAP on cosine distance, seeded (so single-threaded)."""
+    from umap import UMAP  # compiles for seconds when imported
+
+    return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(vectors)

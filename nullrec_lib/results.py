@@ -1,0 +1,85 @@
+"""Stored runs → tables. Nothing here trains, and no number comes from anywhere but a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_rel
+
+from nullrec_lib.files import write_text
+
+METRICS = ("R@10", "N@10", "M@10", "R@20", "N@20", "M@20")
+PARTS = {
+    "test": "authors: raw dot product, nothing masked",
+    "test_consistent": "consistent: cosine as trained with, the user's earlier items masked",
+}
+"""Prefix of the metric columns → what the scoring protocol is."""
+
+
+def paired(frame: pd.DataFrame, column: str, reference: str = "base") -> pd.DataFrame:
+    """Each method against `reference`, seed by seed: mean difference, 95% interval and p of a paired t-test.
+
+    Seeds that only one of the two has are left out. With fewer than two shared seeds there is no test, and the
+    method has no row.
+    """
+    wide = frame.pivot(index="seed", columns="method", values=column)
+    rows = []
+    for method in [name for name in frame["method"].unique() if name != reference and reference in wide]:
+        both = wide[[method, reference]].dropna()
+        if len(both) < 2:
+            continue
+        test = ttest_rel(both[method], both[reference])
+        low, high = test.confidence_interval(0.95)
+        rows.append({"method": method, "difference": float(np.mean(both[method] - both[reference])), "low": low,
+                     "high": high, "p": test.pvalue, "seeds": len(both)})
+    return pd.DataFrame(rows)
+
+
+def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> str:
+    """The table of `frame` (`experiments.results`) as Markdown, with what it needs to be read: data, split, seeds.
+
+    Writes `results.csv` (one row per run) and `results.md` into `folder`, or nothing where `folder` is empty.
+    """
+    from nullrec_lib.experiments import summary
+
+    first = frame.iloc[0]
+    text = [
+        f"# {first['data']}, {first['split']}",
+        f"{first['n_users']:,} users, {first['n_items']:,} items, {first['n_interactions']:,} interactions"
+        f"{'' if pd.isna(first['keep']) else f' (keep={first.keep})'}; {first['train_examples']:,} training, "
+        f"{first['valid_examples']:,} validation and {first['test_examples']:,} test examples, ranked among all items; "
+        f"{first['cold_items']:,} items never trained on. Encoder {first['encoder']}, backbone SASRec. "
+        f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}. Data and split "
+        f"{first['split_fingerprint']}.",
+    ]
+    for part, meaning in PARTS.items():
+        columns = [f"{part} {name}" for name in METRICS]
+        table = summary(frame, columns).rename(columns={f"{part} {name}": name for name in METRICS})
+        text += [f"## Scoring {meaning}", markdown(table.reset_index())]
+        compared = paired(frame, f"{part} N@10", reference)
+        if len(compared):
+            text += [f"N@10 against {reference}, paired over seeds (95% interval of the difference, t-test):",
+                     markdown(compared.round({"difference": 4, "low": 4, "high": 4, "p": 4}))]
+    costs = frame.groupby("method", sort=False)[
+        ["params_trainable", "params_total", "best_epoch", "seconds_per_epoch", "seconds_per_evaluation"]].median()
+    text += ["## Cost (medians)", markdown(costs.round(2).reset_index())]
+    content = "\n\n".join(text) + "\n"
+    if str(folder):
+        write_text(Path(folder) / "results.md", content)
+        write_text(Path(folder) / "results.csv", frame.to_csv(index=False))
+    return content
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame as a Markdown table."""
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
+    lines += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
