@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +23,19 @@ _STYLE = {
 _PALETTE = sns.color_palette("colorblind")
 
 
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Give a figure function the house style, and leave the caller's matplotlib settings alone."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        with plt.rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)  # shown by whoever gets it, once
+        return figure
+
+    return drawn
+
+
 def save(figure: Figure, name: str, folder: str | Path) -> Figure:
     """Write `name`.png and `name`.svg into `folder`, or nothing where `folder` is empty; the figure comes back."""
     for kind in ("png", "svg") if str(folder) else ():
@@ -30,14 +45,11 @@ def save(figure: Figure, name: str, folder: str | Path) -> Figure:
 
 
 def _axes(columns: int = 1, height: float = 2.5, **options):
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            1, columns, figsize=(COLUMN * (1 if columns == 1 else 0.8 * columns), height), layout="constrained", **options
-        )
-    plt.close(figure)  # shown by whoever gets it, once
-    return figure, axes
+    width = COLUMN * (1 if columns == 1 else 0.8 * columns)
+    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **options)
 
 
+@_styled
 def spectrum(
     values: np.ndarray, width: int, null_dim: int, thresholds: tuple[float, ...] = (), zero: float = 1e-9
 ) -> Figure:
@@ -66,19 +78,22 @@ def spectrum(
     return figure
 
 
+@_styled
 def similarity_histograms(cosines: dict[str, np.ndarray]) -> Figure:
     """Histograms of pairwise cosine similarity, one outline per name (AlphaFuse Fig. 4); dotted: the mean."""
-    figure, axes = _axes(height=2.7)
+    figure, axes = _axes(height=3)
     bins = np.linspace(-1, 1, 101)
     for colour, (name, values) in zip(_PALETTE, cosines.items()):
+        mean = round(values.mean(), 2) + 0.0  # no minus before a zero
         axes.hist(values, bins=bins, density=True, histtype="step", lw=1.4, color=colour,
-                  label=f"{name} ({values.mean():+.2f} ± {values.std():.2f})")
+                  label=f"{name}: {mean:.2f} ± {values.std():.2f}")
         axes.axvline(values.mean(), color=colour, lw=0.8, ls=":")
     axes.set(xlabel="cosine similarity of two items", ylabel="density", xlim=(-0.6, 1))
-    axes.legend(loc="upper right", title="mean ± sd", title_fontsize=8)
+    figure.legend(loc="outside upper left", title="mean ± sd", title_fontsize=8)
     return figure
 
 
+@_styled
 def maps(planes: dict[str, np.ndarray], colour: np.ndarray, label: str) -> Figure:
     """Item maps side by side: name → (N, 2) coordinates, points coloured by `colour` (N,).
 
@@ -95,6 +110,7 @@ def maps(planes: dict[str, np.ndarray], colour: np.ndarray, label: str) -> Figur
     return figure
 
 
+@_styled
 def learning_curves(frame: pd.DataFrame, columns: dict[str, str]) -> Figure:
     """Validation curves per method, mean over the seeds still running at an epoch, band ± 1 sd.
 
@@ -107,10 +123,13 @@ def learning_curves(frame: pd.DataFrame, columns: dict[str, str]) -> Figure:
         sns.lineplot(frame, x="epoch", y=column, hue="method", errorbar="sd", palette="colorblind", lw=1.3, ax=ax,
                      legend=ax is axes[0][-1], err_kws={"alpha": 0.15, "lw": 0})
         ax.set(title=title, ylabel="N@20" if "N@20" in column else column)
-    axes[0][-1].legend(title=None)
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    axes[0][-1].get_legend().remove()
+    figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 
+@_styled
 def sweep(frame: pd.DataFrame, x: str, columns: dict[str, str], baseline: dict[str, float] | None = None) -> Figure:
     """Metrics against one parameter, mean ± sd over seeds (AlphaFuse Fig. 5c).
 

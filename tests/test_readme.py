@@ -1,0 +1,56 @@
+"""The README's commands run as they stand, and its table is the report's."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("nullrec")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the notebooks and a small data set of the kind that the README describes."""
+    root = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    folder = root / "my-data"
+    folder.mkdir()
+    rows = [f"u{user}\ti{(user * 3 + step) % 12}\t{1_600_000_000 + user * 1000 + step * 7}"
+            for user in range(20) for step in range(5)]
+    names = re.search(r"^my-data/my-data.inter +(.*)$", README, re.M)[1].split()
+    (folder / "my-data.inter").write_text("\n".join(["\t".join(names), *rows]) + "\n")
+    names = re.search(r"^my-data/my-data.item +(.*)$", README, re.M)[1].split()
+    items = [f"i{item}\tthing number {item}\tuseful for task {item % 3}" for item in range(12)]
+    (folder / "my-data.item").write_text("\n".join(["\t".join(names), *items]) + "\n")
+    return root
+
+
+def test_there_are_commands_to_run():
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs_as_written(command, project):
+    script = "import sys; from nullrec_lib.cli import app; sys.argv[0] = 'nullrec'; app()"
+    done = subprocess.run([sys.executable, "-c", script, *command.split()[1:]], cwd=project, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
+
+
+def test_the_table_is_the_one_in_the_report():
+    report = (ROOT / "reports/shop-standard/results.md").read_text(encoding="utf-8")
+    table = [line for line in README.splitlines() if line.startswith("| ")]
+    assert len(table) >= 9  # a header, its rule and seven methods
+    assert [line for line in table if line not in report.splitlines()] == []
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
