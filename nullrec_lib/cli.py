@@ -26,18 +26,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 
 
 def speaks(command: Callable) -> Callable:
-    """Turn errors meant for people into one line on stderr: status 2 for wrong input, 1 for a run that failed."""
+    """Turn errors meant for people into one line on stderr.
+
+    Status 2: wrong input, or a file that cannot be read or written. 1: a run that failed. 130: interrupted.
+    """
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except InputError as error:
-            typer.secho(f"nullrec: {error}", err=True, fg="red")
-            raise typer.Exit(2) from None
+        except (InputError, OSError) as error:
+            said, status = str(error), 2
         except FloatingPointError as error:
-            typer.secho(f"nullrec: the run failed: {error}", err=True, fg="red")
-            raise typer.Exit(1) from None
+            said, status = f"the run failed: {error}", 1
+        except KeyboardInterrupt:
+            said, status = "interrupted; the same command goes on from the last whole epoch.", 130
+        typer.secho(f"nullrec: {said}", err=True, fg="red")
+        raise typer.Exit(status)
 
     return wrapped
 

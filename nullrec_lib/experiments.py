@@ -96,8 +96,12 @@ class Spec:
         for name in ("history_length", "width", "neighbours", "batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is below 1.")
-        if not self.lr > 0:
-            raise InputError(f"lr: {self.lr} is not a positive number.")
+        for name in ("seed", "split_seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)} is below 0.")
+        for name in ("lr", "scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name}: {getattr(self, name)} is not a positive number.")
         idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in self.read()]
         idle = [name for name in idle if name not in ("seed", "backbone", "epochs", "patience")]
         if idle:
@@ -211,7 +215,10 @@ def run(
     Raises:
         InputError: bad input, or `folder` belongs to another spec.
     """
+    if threads < 1:
+        raise InputError(f"threads: {threads} is below 1.")
     torch.set_num_threads(threads)
+    device = _device(device)
     prepared = prepare(spec)
     key = spec.key(prepared.dataset.fingerprint())
     folder = Path(folder) if folder else root / key
@@ -225,7 +232,6 @@ def run(
         if (folder / RESULT).exists():
             return json.loads((folder / RESULT).read_text(encoding="utf-8"))
     write_json(folder / SPEC, {"key": key, "spec": asdict(spec)})
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     write_json(folder / "environment.json", environment() | {"threads": threads, "device": device})
     dataset, parts = prepared.dataset, prepared.split
     write_json(folder / "data.json", dataset.describe() | parts.counts() | {"split_fingerprint": parts.fingerprint(),
@@ -355,7 +361,8 @@ def results(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
         row = {name: value for name, value in stored.items() if not isinstance(value, (dict, list))}
         for part in ("test", "test_consistent", "valid", "valid_consistent"):
             row |= {f"{part} {name}": value for name, value in stored[part].items()}
-        rows.append(row | {"seed": spec.seed})
+        # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
+        rows.append(row | {"seed": spec.seed} | {f"spec {name}": value for name, value in asdict(spec).items()})
     return pd.DataFrame(rows)
 
 
@@ -396,6 +403,17 @@ def environment() -> dict[str, Any]:
         "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def _device(name: str) -> str:
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if there else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device: {name!r} is not one of auto, cpu, cuda.")
+    if name == "cuda" and not there:
+        raise InputError("device: there is no CUDA device here; use auto or cpu.")
+    return name
 
 
 def _peak_memory_mb(device: str) -> float:

@@ -50,9 +50,11 @@ def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> 
         f"{first['n_users']:,} users, {first['n_items']:,} items, {first['n_interactions']:,} interactions"
         f"{'' if pd.isna(first['keep']) else f' (keep={first.keep})'}; {first['train_examples']:,} training, "
         f"{first['valid_examples']:,} validation and {first['test_examples']:,} test examples, ranked among all items; "
-        f"{first['cold_items']:,} items never trained on. Encoder {first['encoder']}, backbone SASRec. "
-        f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}. Data and split "
-        f"{first['split_fingerprint']}.",
+        f"{first['cold_items']:,} items never trained on (split {first['split_fingerprint']}). "
+        f"Encoder {first['encoder']}; backbone {', '.join(frame['backbone'].dropna().unique()) or 'none'}. "
+        f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}; rules without training have "
+        f"no seed. Learning rate {_values(frame, 'spec lr')}, at most {_values(frame, 'spec epochs')} epochs, "
+        f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')}).",
     ]
     for part, meaning in PARTS.items():
         columns = [f"{part} {name}" for name in METRICS]
@@ -70,6 +72,11 @@ def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> 
         write_text(Path(folder) / "results.md", content)
         write_text(Path(folder) / "results.csv", frame.to_csv(index=False))
     return content
+
+
+def _values(frame: pd.DataFrame, column: str) -> str:
+    trained = frame[frame["params_trainable"] > 0]
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in trained[column].unique()) or "-"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -109,7 +109,8 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trainable, lr=lr, fused=True)
+    # Adam refuses an empty list, which a model frozen through and through has.
+    optimiser = torch.optim.Adam(trainable or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)
     history = _resume(model, optimiser, folder)
     key = "valid" if select == "authors" else "valid_consistent"
     best = lambda: max(history, key=lambda entry: (entry[key]["N@20"], -entry["epoch"]), default={"epoch": 0})

@@ -1,8 +1,5 @@
 """Shared by all tests: a cache of the session's own, and made-up embeddings for the tiny shop."""
 
-import json
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
@@ -58,10 +55,3 @@ def tiny(encoder):
         return Spec(**({"data": "shop-tiny", "encoder": encoder} | small | chosen))
 
     return make
-
-
-def stored(folder, name: str):
-    return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-SPEC_FIELDS = [field.name for field in fields(Spec)]

@@ -1,0 +1,172 @@
+"""Examples: what a batch holds, and that nothing in it comes from its target or later."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nullrec_lib.data.examples import Examples
+from nullrec_lib.data.interactions import Dataset
+from nullrec_lib.data.splits import PROTOCOLS, Split, split
+
+PARTS = ("train", "valid", "test")
+N = 9
+"""Items, so also the padding id."""
+
+
+def by_hand(sequences, places, n_items=N) -> Split:
+    """A split whose training targets are `places` of the concatenated sequences."""
+    offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
+    items = np.array(sum(sequences, []), dtype=np.int64)
+    places, none = np.asarray(places, dtype=np.int64), np.zeros(0, np.int64)
+    return Split("cold-start", n_items, items, offsets, places, none, none, np.ones(len(items), bool))
+
+
+SEQUENCES = [[4, 3, 2, 1], [], [8, 8, 0]]
+
+
+def whole(examples):
+    return examples.batch(torch.arange(len(examples)))
+
+
+@pytest.mark.parametrize(
+    ("length", "histories"),
+    [
+        (1, [[9], [2], [9], [8]]),
+        (2, [[9, 9], [3, 2], [9, 9], [8, 8]]),
+        (3, [[9, 9, 9], [4, 3, 2], [9, 9, 9], [9, 8, 8]]),
+        (6, [[9] * 6, [9, 9, 9, 4, 3, 2], [9] * 6, [9, 9, 9, 9, 8, 8]]),
+    ],
+)
+def test_histories_are_the_newest_items_padded_on_the_left(length, histories):
+    batch = whole(Examples(by_hand(SEQUENCES, [0, 3, 4, 6]), "train", length))
+    assert batch.history.tolist() == histories
+    assert batch.target.tolist() == [4, 1, 8, 0]
+    assert batch.user.tolist() == [0, 0, 2, 2]
+    assert batch.example.tolist() == [0, 1, 2, 3]
+    assert batch.context == {}
+    assert {t.dtype for t in batch[:4]} == {torch.int64}
+
+
+def test_seen_is_the_whole_prefix_whatever_the_length():
+    examples = Examples(by_hand(SEQUENCES, [0, 3, 4, 6]), "train", length=1)
+    assert examples.seen(torch.tensor([1, 3, 0])).tolist() == [[4, 3, 2], [9, 8, 8], [9, 9, 9]]
+    assert examples.seen(torch.tensor([3])).tolist() == [[8, 8]]
+    assert examples.seen(torch.tensor([0, 2])).tolist() == [[9], [9]]  # nothing seen: one column of padding
+
+
+def test_context_rows_follow_the_batch():
+    profile, near = torch.arange(8.0).reshape(4, 2), torch.arange(24).reshape(4, 2, 3)
+    examples = Examples(by_hand(SEQUENCES, [0, 3, 4, 6]), "train", context={"profile": profile, "near": near})
+    batch = examples.batch(torch.tensor([3, 1, 3]))
+    assert set(batch.context) == {"profile", "near"}
+    assert torch.equal(batch.context["profile"], profile[[3, 1, 3]])
+    assert torch.equal(batch.context["near"], near[[3, 1, 3]])
+    assert batch.example.tolist() == [3, 1, 3]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.integers(0, N - 1), max_size=6), min_size=1, max_size=6).filter(any),
+    st.integers(1, 8),
+    st.data(),
+)
+def test_a_batch_equals_its_plain_construction(sequences, length, data):
+    n = sum(map(len, sequences))
+    places = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1)))
+    examples = Examples(by_hand(sequences, places), "train", length)
+    assert len(examples) == len(places)
+    index = data.draw(st.lists(st.integers(0, len(places) - 1), min_size=1, max_size=9))
+    every = [(user, items[:k], items[k]) for user, items in enumerate(sequences) for k in range(len(items))]
+    wanted = [every[places[i]] for i in index]
+    batch, seen = examples.batch(torch.tensor(index)), examples.seen(torch.tensor(index))
+    assert batch.user.tolist() == [user for user, _, _ in wanted]
+    assert batch.target.tolist() == [target for _, _, target in wanted]
+    assert batch.history.tolist() == [([N] * length + history)[-length:] for _, history, _ in wanted]
+    longest = max(1, max(len(history) for _, history, _ in wanted))
+    assert seen.tolist() == [[N] * (longest - len(history)) + history for _, history, _ in wanted]
+
+
+# No leak
+
+
+@pytest.fixture(scope="module")
+def log() -> Dataset:
+    """Thirty users of 3 to 8 interactions in interleaved time, on twelve items with repeats."""
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(3, 9, size=30)
+    frame = pd.DataFrame({"user": np.repeat(np.arange(30), lengths), "item": rng.integers(0, 12, lengths.sum())})
+    frame["timestamp"] = np.concatenate([np.sort(rng.random(n)) for n in lengths])
+    names = [f"i{i}" for i in range(12)]
+    items = pd.DataFrame({"item_id": names, "title": names, "description": ""})
+    return Dataset("log", items, frame, np.array([f"u{u}" for u in range(30)], object), "time")
+
+
+def with_items(log, items) -> Dataset:
+    return replace(log, interactions=log.interactions.assign(item=items))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("min_history", [0, 1])
+def test_no_example_knows_its_target_or_anything_later(log, protocol, part, min_history):
+    frame = log.interactions
+    parts = split(log, protocol, min_history)
+    before = Examples(parts, part, length=4)
+    for i, place in enumerate(getattr(parts, part)):
+        # Everybody's future, and the target itself, become other items.
+        time = frame["timestamp"].to_numpy()
+        others = (frame["item"] + 1 + i % 11) % 12
+        changed = split(with_items(log, np.where(time >= time[place], others, frame["item"])), protocol, min_history)
+        after = Examples(changed, part, length=4)
+        index = torch.tensor([i])
+        old, new = before.batch(index), after.batch(index)
+        assert torch.equal(old.history, new.history) and torch.equal(old.user, new.user)
+        assert torch.equal(old.example, new.example) and old.context == new.context == {}
+        assert torch.equal(before.seen(index), after.seen(index))
+        assert not torch.equal(old.target, new.target)  # the change was one
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_training_reads_no_held_out_interaction(log, protocol):
+    # Every interaction gets an item of its own, so that an item id names the place it was read from.
+    n = log.n_interactions
+    names = [f"i{i}" for i in range(n)]
+    catalogue = pd.DataFrame({"item_id": names, "title": names, "description": ""})
+    parts = split(replace(with_items(log, np.arange(n)), items=catalogue), protocol)
+    examples = Examples(parts, "train", length=20)
+    batch, seen = whole(examples), examples.seen(torch.arange(len(examples)))
+    read = torch.cat([batch.history.flatten(), batch.target, seen.flatten()]).unique()
+    read = read[read < n].numpy()
+    assert parts.owned[read].all()
+    for part in PARTS:  # and every history, of any part, lies before its target in the same user's sequence
+        batch = whole(Examples(parts, part, length=20))
+        real = batch.history < n
+        assert (batch.history[real] < batch.target[:, None].expand_as(real)[real]).all()
+        owner = log.interactions["user"].to_numpy()
+        assert np.array_equal(owner[batch.history[real].numpy()], batch.user[:, None].expand_as(real)[real].numpy())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_training_counts_ignores_validation_and_test(log, protocol):
+    parts = split(log, protocol)
+    others = np.where(parts.owned, parts.items, (parts.items + 5) % 12)
+    changed = split(with_items(log, others), protocol)
+    assert np.array_equal(changed.popularity(), parts.popularity())
+    for old, new in zip(parts.training_interactions(), changed.training_interactions(), strict=True):
+        assert np.array_equal(old, new)
+    old, new = whole(Examples(parts, "train")), whole(Examples(changed, "train"))
+    assert torch.equal(old.history, new.history) and torch.equal(old.target, new.target)
+    assert not np.array_equal(changed.items[changed.test], parts.items[parts.test])
+
+
+def test_the_validation_item_is_in_the_test_history_of_leave_one_out(log):
+    parts = split(log, "leave-one-out")
+    valid, test = whole(Examples(parts, "valid")), whole(Examples(parts, "test"))
+    assert torch.equal(valid.user, test.user)
+    assert torch.equal(test.history[:, -1], valid.target)
+    assert torch.equal(test.history[:, :-1], valid.history[:, 1:])

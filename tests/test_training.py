@@ -1,0 +1,304 @@
+"""Fit: the same to the last bit however often it is killed, and it stops where validation says."""
+
+import json
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from nullrec_lib import training
+from nullrec_lib.data.examples import Examples
+from nullrec_lib.experiments import build, prepare, run
+from nullrec_lib.training import CHECKPOINT, HISTORY, Scorer, fit
+
+FIT = dict(lr=1e-3, batch_size=256, epochs=3, patience=9, select="authors", seed=5)
+TIMES = ("seconds", "evaluation_seconds")
+
+
+@pytest.fixture
+def parts(tiny):
+    """A fresh model of made-up embeddings, and its training and validation examples."""
+    spec = tiny()
+    prepared = prepare(spec)
+    return build(spec, prepared), *(Examples(prepared.split, part, 10) for part in ("train", "valid"))
+
+
+def told(history: list[dict]) -> list[dict]:
+    """A history without its clock."""
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in history]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """`scripted(authors, consistent)`: validation N@20 of the epochs by protocol, whatever the model does."""
+
+    def script(authors: list[float], consistent: list[float] | None = None) -> None:
+        figures = [value for pair in zip(authors, consistent or authors, strict=True) for value in pair]
+        feed = iter(figures)
+        monkeypatch.setattr(training, "metrics", lambda ranks: {"N@20": next(feed)})
+
+    return script
+
+
+# Determinism
+
+
+def fitted(tiny, folder, **chosen):
+    spec = tiny()
+    prepared = prepare(spec)
+    model = build(spec, prepared)
+    train, valid = (Examples(prepared.split, part, 10) for part in ("train", "valid"))
+    return fit(model, train, valid, folder, **FIT | chosen), model
+
+
+def test_the_same_seed_gives_the_same_bits(tiny, tmp_path):
+    torch.manual_seed(1)
+    one, ours = fitted(tiny, tmp_path / "one")
+    torch.manual_seed(2)  # what happened outside before does not matter
+    torch.rand(7)
+    two, theirs = fitted(tiny, tmp_path / "two")
+    other, different = fitted(tiny, tmp_path / "other", seed=6)
+    assert told(one.history) == told(two.history) and one.best_epoch == two.best_epoch
+    assert same(weights(ours), weights(theirs))
+    assert told(one.history) != told(other.history) and not same(weights(ours), weights(different))
+
+
+def test_epochs_differ_from_each_other(tiny, tmp_path, monkeypatch):
+    orders = []
+    real = Examples.batch
+    monkeypatch.setattr(Examples, "batch", lambda self, index: orders.append(index.tolist()) or real(self, index))
+    fitted(tiny, tmp_path, epochs=2, batch_size=2000)
+    whole = [order for order in orders if len(order) > 1000]
+    assert len(whole) == 2 and whole[0] != whole[1]
+    assert sorted(whole[0]) == sorted(whole[1]) == list(range(len(whole[0])))
+    assert whole[0] != sorted(whole[0])
+
+
+def test_random_state_outside_is_untouched(parts, tmp_path, tiny):
+    model, train, valid = parts
+    np.random.seed(3)
+    torch.manual_seed(3)
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()
+    build(tiny(), prepare(tiny()))
+    fit(model, train, valid, tmp_path, **FIT)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == before_numpy).all()
+
+
+# Killed and going on
+
+
+def slow(tiny, **chosen):
+    """Some hundred steps per epoch, so that a kill falls into the middle of one."""
+    return tiny(batch_size=16, negatives=64, epochs=6, patience=6, null_dim=5, **chosen)
+
+
+def epochs_done(folder) -> int:
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as handle:
+            return len(json.loads(handle.metadata()["about"])["history"])
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(tiny, tmp_path):
+    spec = slow(tiny)
+    alone = run(spec, folder=tmp_path / "alone")
+    # a server process imports everything once, and each run is forked from it
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nullrec_lib.experiments"])
+    killed = tmp_path / "killed"
+    seen = []
+    for epoch in (1, 2, 4):
+        process = context.Process(target=run, args=(spec,), kwargs={"folder": killed})
+        process.start()
+        deadline = time.monotonic() + 60
+        while epochs_done(killed) < epoch and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "the run ended before it could be killed"
+        seen.append(epochs_done(killed))
+        assert not (killed / "result.json").exists()
+    assert seen == sorted(seen) and 1 <= seen[0] < seen[-1] < 6
+    again = run(spec, folder=killed)
+
+    clocks = ("seconds", "seconds_per_epoch", "seconds_per_evaluation", "peak_memory_mb")
+    assert {k: v for k, v in again.items() if k not in clocks} == {k: v for k, v in alone.items() if k not in clocks}
+    histories = [told(json.loads((tmp_path / name / HISTORY).read_text())) for name in ("alone", "killed")]
+    assert histories[0] == histories[1] and len(histories[0]) == 6
+    for name in ("model.safetensors", "ranks.safetensors"):
+        assert same(load_file(tmp_path / "alone" / name), load_file(killed / name))
+    assert not (killed / CHECKPOINT).exists()
+
+
+def test_going_on_after_any_epoch_gives_the_same_bits(tiny, tmp_path, monkeypatch):
+    """The same, without chance: stopped in every epoch at every kind of place."""
+    whole, ours = fitted(tiny, tmp_path / "whole", epochs=4)
+    real_write, real_epoch = training.write_tensors, training._train_epoch
+    calls = []
+
+    class Stopped(BaseException):
+        pass
+
+    def stops(function):
+        def called(*args):
+            calls.append(1)
+            if len(calls) == limit:
+                raise Stopped
+            return function(*args)
+
+        return called
+
+    monkeypatch.setattr(training, "write_tensors", stops(real_write))
+    monkeypatch.setattr(training, "_train_epoch", stops(real_epoch))
+    stopped = 0
+    for limit in range(1, 30):
+        calls.clear()
+        try:
+            ended, theirs = fitted(tiny, tmp_path / "pieces", epochs=4)
+        except Stopped:
+            stopped += 1
+            continue
+        break
+    assert stopped >= 3
+    assert told(ended.history) == told(whole.history) and ended.best_epoch == whole.best_epoch
+    assert same(weights(ours), weights(theirs))
+
+
+def test_a_finished_fit_trains_no_more(tiny, tmp_path, monkeypatch):
+    first, ours = fitted(tiny, tmp_path)
+    monkeypatch.setattr(training, "_train_epoch", None)
+    second, theirs = fitted(tiny, tmp_path)
+    assert first.history == second.history and same(weights(ours), weights(theirs))
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("authors, patience, epochs, best, ended", [
+    ([0.1, 0.3, 0.2, 0.2, 0.9], 2, 9, 2, 4),  # stops before the rise
+    ([0.1, 0.3, 0.2, 0.2, 0.9], 3, 5, 5, 5),
+    ([0.1, 0.2, 0.3, 0.4, 0.5], 1, 5, 5, 5),  # `epochs` ends it
+    ([0.1, 0.2, 0.3, 0.4, 0.5], 1, 2, 2, 2),
+    ([0.2, 0.2, 0.2, 0.2, 0.2], 3, 5, 1, 4),  # a tie is no rise
+    ([0.0, 0.0, 0.0], 2, 3, 1, 3),
+    ([0.5], 1, 1, 1, 1),
+])
+def test_the_best_epoch_counts(parts, tmp_path, scripted, authors, patience, epochs, best, ended):
+    model, train, valid = parts
+    scripted(authors)
+    result = fit(model, train, valid, tmp_path, **FIT | {"patience": patience, "epochs": epochs})
+    assert (result.best_epoch, len(result.history)) == (best, ended)
+    assert [entry["epoch"] for entry in result.history] == list(range(1, ended + 1))
+
+
+@pytest.mark.parametrize("select, best", [("authors", 3), ("consistent", 1)])
+def test_the_selected_protocol_decides(parts, tmp_path, scripted, select, best):
+    model, train, valid = parts
+    scripted([0.1, 0.2, 0.3], [0.9, 0.8, 0.7])
+    result = fit(model, train, valid, tmp_path, **FIT | {"select": select})
+    assert result.best_epoch == best
+    assert [entry["valid_consistent"]["N@20"] for entry in result.history] == [0.9, 0.8, 0.7]
+
+
+def test_the_weights_of_the_best_epoch_are_left_behind(tiny, tmp_path, scripted):
+    # The best of five epochs is the second: the same as training for two.
+    scripted([0.1, 0.5, 0.3, 0.2, 0.4])
+    result, ours = fitted(tiny, tmp_path / "five", epochs=5)
+    scripted([0.1, 0.5])
+    _, theirs = fitted(tiny, tmp_path / "two", epochs=2)
+    assert result.best_epoch == 2 and same(weights(ours), weights(theirs))
+    assert same(weights(ours), load_file(tmp_path / "five" / "model.safetensors"))
+    assert not same(weights(ours), {name.removeprefix("model."): tensor for name, tensor in
+                                    load_file(tmp_path / "five" / CHECKPOINT).items() if name.startswith("model.")})
+
+
+# What else may happen
+
+
+def test_loss_falls_and_is_a_mean_over_examples(parts, tmp_path, monkeypatch):
+    model, train, valid = parts
+    real, losses = model.loss, []
+
+    def spy(batch):
+        loss = real(batch)
+        losses.append((float(loss.detach()), len(batch.target)))
+        return loss
+
+    monkeypatch.setattr(model, "loss", spy)
+    history = fit(model, train, valid, tmp_path, **FIT).history
+    first = losses[: len(losses) // 3]
+    assert sum(count for _, count in first) == len(train) and {count for _, count in first} == {256, len(train) % 256}
+    mean = sum(loss * count for loss, count in first) / len(train)
+    assert history[0]["loss"] == pytest.approx(mean, rel=1e-5)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_is_said_and_leaves_no_checkpoint(parts, tmp_path):
+    model, train, valid = parts
+    with torch.no_grad():
+        model.backbone.positions[-1, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="epoch 1: the training loss is nan; try a smaller learning rate"):
+        fit(model, train, valid, tmp_path, **FIT)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("size", [1400, 1401, 1402])
+def test_any_last_batch(parts, tmp_path, size):
+    """1,401 examples: one left over, none, and more asked for than there are."""
+    model, train, valid = parts
+    assert len(train) == 1401
+    result = fit(model, train, valid, tmp_path, **FIT | {"batch_size": size, "epochs": 1})
+    assert np.isfinite(result.history[0]["loss"])
+
+
+def test_a_model_with_nothing_to_learn_still_gets_its_figures(parts, tmp_path):
+    model, train, valid = parts
+    model.requires_grad_(False)
+    before = weights(model)
+    result = fit(model, train, valid, tmp_path, **FIT | {"epochs": 2})
+    assert len(result.history) == 2 and np.isfinite(result.history[0]["loss"])
+    assert result.history[0]["valid"] == result.history[1]["valid"] and same(weights(model), before)
+
+
+def test_evaluation_is_in_evaluation_mode(parts, tmp_path):
+    model, train, valid = parts
+    modes = []
+    real = model.states
+    model.states = lambda batch: modes.append((model.training, torch.is_grad_enabled())) or real(batch)
+    fit(model, train, valid, tmp_path, **FIT | {"epochs": 2})
+    assert set(modes) == {(True, True), (False, False)} and not modes[-1][0]
+
+
+def test_parameter_counts(tiny):
+    for method, table in (("base", (120 * 16, 0)), ("frozen", (0, 120 * 16)), ("alphafuse", (120 * 8, 120 * 16))):
+        spec = tiny(method=method)
+        model = build(spec, prepare(spec))
+        own = sum(p.numel() for p in model.backbone.parameters())
+        counts = model.parameter_counts()
+        assert counts["params_trainable"] == own + table[0], method
+        assert counts["params_total"] == own + sum(table), method
+
+
+def test_the_scorer_gives_dot_products_and_the_scale_to_cosines(parts):
+    model, _, valid = parts
+    batch = valid.batch(torch.arange(5))
+    scorer = Scorer(model)
+    states, table = model.states(batch), model.method.table()
+    torch.testing.assert_close(scorer.scores(batch), states @ table.T)
+    cosines = torch.nn.functional.cosine_similarity(states[:, None], table[None], dim=-1)
+    scaled = scorer.scores(batch) * scorer.item_scale / states.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(scaled, cosines)
