@@ -136,7 +136,8 @@ def fit(
             if best()["epoch"] == epoch:
                 write_tensors(folder / BEST, model.state_dict())
             _checkpoint(model, optimiser, history, folder)
-            progress.set_postfix_str(f"loss {loss:.4f}, valid N@20 {history[-1][key]['N@20']:.4f}")
+            told = f"loss {loss:.4f}, valid N@20 {history[-1][key]['N@20']:.4f}"
+            progress.set_postfix_str(told, refresh=False)  # a refresh would show the bar before its two seconds
             progress.update()
     if history:
         _load(model, folder / BEST)

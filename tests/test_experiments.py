@@ -148,10 +148,11 @@ def test_the_same_spec_gives_the_same(tiny, ran):
 
 
 REFUSED = [
-    ("base", "null_dim"), ("base", "threshold"), ("base", "standardise"), ("base", "inject"), ("base", "neighbours"),
-    ("llminit", "weighting"), ("frozen", "cold"), ("frozen", "init"), ("alphafuse", "neighbours"),
-    ("popularity", "width"), ("popularity", "neighbours"), ("popularity", "lr"), ("popularity", "dropout"),
-    ("itemknn", "negatives"), ("itemknn", "null_dim"), ("textknn", "batch_size"), ("textknn", "select"),
+    ("base", "null_dim"), ("base", "threshold"), ("base", "standardise"), ("base", "inject"),
+    ("base", "neighbours"), ("llminit", "weighting"), ("frozen", "cold"), ("frozen", "init"),
+    ("alphafuse", "neighbours"), ("popularity", "width"), ("popularity", "neighbours"), ("popularity", "lr"),
+    ("popularity", "dropout"), ("itemknn", "negatives"), ("itemknn", "null_dim"), ("textknn", "batch_size"),
+    ("textknn", "select"),
 ]
 
 
@@ -197,8 +198,8 @@ def test_values_out_of_range_are_refused_at_once(wrong):
 def test_parse_types_values_as_in_the_spec():
     assert parse(["lr=1e-3", "keep=last:50", "threshold=none", "null_dim=32", "exclude_history=True",
                   "scale=40", "encoder=/a=b", "data=x"]) == {
-        "lr": 1e-3, "keep": "last:50", "threshold": None, "null_dim": 32, "exclude_history": True, "scale": 40.0,
-        "encoder": "/a=b", "data": "x"}
+        "lr": 1e-3, "keep": "last:50", "threshold": None, "null_dim": 32, "exclude_history": True,
+        "scale": 40.0, "encoder": "/a=b", "data": "x"}
     values = parse(["scale=40", "null_dim=32", "lr=1"])
     assert [type(v) for v in values.values()] == [float, int, float]
     assert parse(["exclude_history=false"]) == {"exclude_history": False}
@@ -208,7 +209,8 @@ def test_parse_types_values_as_in_the_spec():
 
 @pytest.mark.parametrize("assignment, said", [
     ("lr", "key=value"), ("learning=1", "key among data, clock"), ("lr=fast", "'fast' is not float"),
-    ("epochs=1.5", "'1.5' is not int"), ("exclude_history=1", "'1' is not bool"), ("width=none", "'none' is not int"),
+    ("epochs=1.5", "'1.5' is not int"), ("exclude_history=1", "'1' is not bool"),
+    ("width=none", "'none' is not int"),
     ("null_dim=", "'' is not int"), ("=3", "key among"),
 ])
 def test_parse_names_what_is_wrong(assignment, said):
@@ -239,8 +241,8 @@ def finished(tiny, tmp_path_factory):
 def test_a_run_stores_everything_and_no_checkpoint(finished):
     spec, result, folder = finished
     assert {path.name for path in folder.iterdir()} == {
-        "spec.json", "environment.json", "data.json", "history.json", "ranks.safetensors", "model.safetensors",
-        "result.json"}
+        "spec.json", "environment.json", "data.json", "history.json", "ranks.safetensors",
+        "model.safetensors", "result.json"}
     assert folder.name == result["key"] == key(spec)
     assert stored(folder, "spec.json") == {"key": key(spec), "spec": dataclasses.asdict(spec)}
     assert stored(folder, "result.json") == result
@@ -259,11 +261,12 @@ def test_a_run_stores_everything_and_no_checkpoint(finished):
 def test_metrics_are_those_of_the_stored_ranks(finished):
     _, result, folder = finished
     ranks = load_file(folder / "ranks.safetensors")
-    assert set(ranks) == {f"{part}_{name}" for part in ("valid", "test") for name in ("authors", "consistent")}
+    assert set(ranks) == {"valid_authors", "valid_consistent", "test_authors", "test_consistent"}
     for part in ("valid", "test"):
         for name, place in (("authors", part), ("consistent", f"{part}_consistent")):
             own = ranks[f"{part}_{name}"]
-            assert len(own) == result[f"{part}_examples"] and own.min() >= 1 and own.max() <= result["n_items"]
+            assert len(own) == result[f"{part}_examples"]
+            assert 1 <= own.min() and own.max() <= result["n_items"]
             assert result[place] == metrics(own)
             assert result[place]["R@10"] == np.mean(own.numpy() <= 10)
             dcg = [1 / np.log2(r + 1) if r <= 20 else 0 for r in own.tolist()]
@@ -316,10 +319,12 @@ def test_the_key_follows_the_content_of_the_data_and_not_its_place(tmp_path, enc
         rows = [f"i{i}\t{title if i == 3 else f'Title {i}'}" for i in range(6)]
         (folder / "x.item").write_text("item_id:token\ttitle:token_seq\n" + "\n".join(rows) + "\n")
         log = [f"u{u}\ti{(u + t) % 6}\t{100 * u + 7 * t}" for u in range(12) for t in range(4)]
-        (folder / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(log) + "\n")
+        head = "user_id:token\titem_id:token\ttimestamp:float"
+        (folder / "x.inter").write_text("\n".join([head, *log]) + "\n")
         return str(folder)
 
-    places = [write(tmp_path / "a" / "x", "T"), write(tmp_path / "b" / "x", "T"), write(tmp_path / "c" / "x", "New")]
+    titles = {"a": "T", "b": "T", "c": "New"}
+    places = [write(tmp_path / parent / "x", title) for parent, title in titles.items()]
     keys = [Spec(data=place).key(data.load(place).fingerprint()) for place in places]
     assert keys[0] == keys[1] != keys[2]
 

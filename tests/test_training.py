@@ -78,7 +78,8 @@ def test_the_same_seed_gives_the_same_bits(tiny, tmp_path):
 def test_epochs_differ_from_each_other(tiny, tmp_path, monkeypatch):
     orders = []
     real = Examples.batch
-    monkeypatch.setattr(Examples, "batch", lambda self, index: orders.append(index.tolist()) or real(self, index))
+    spy = lambda self, index: orders.append(index.tolist()) or real(self, index)
+    monkeypatch.setattr(Examples, "batch", spy)
     fitted(tiny, tmp_path, epochs=2, batch_size=2000)
     whole = [order for order in orders if len(order) > 1000]
     assert len(whole) == 2 and whole[0] != whole[1]
@@ -135,8 +136,8 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(tiny, tmp_path):
     assert seen == sorted(seen) and 1 <= seen[0] < seen[-1] < 6
     again = run(spec, folder=killed)
 
-    clocks = ("seconds", "seconds_per_epoch", "seconds_per_evaluation", "peak_memory_mb")
-    assert {k: v for k, v in again.items() if k not in clocks} == {k: v for k, v in alone.items() if k not in clocks}
+    for name in again.keys() - {"seconds", "seconds_per_epoch", "seconds_per_evaluation", "peak_memory_mb"}:
+        assert again[name] == alone[name], name
     histories = [told(json.loads((tmp_path / name / HISTORY).read_text())) for name in ("alone", "killed")]
     assert histories[0] == histories[1] and len(histories[0]) == 6
     for name in ("model.safetensors", "ranks.safetensors"):
@@ -222,8 +223,8 @@ def test_the_weights_of_the_best_epoch_are_left_behind(tiny, tmp_path, scripted)
     _, theirs = fitted(tiny, tmp_path / "two", epochs=2)
     assert result.best_epoch == 2 and same(weights(ours), weights(theirs))
     assert same(weights(ours), load_file(tmp_path / "five" / "model.safetensors"))
-    assert not same(weights(ours), {name.removeprefix("model."): tensor for name, tensor in
-                                    load_file(tmp_path / "five" / CHECKPOINT).items() if name.startswith("model.")})
+    last = load_file(tmp_path / "five" / CHECKPOINT)
+    assert any(not torch.equal(tensor, last[f"model.{name}"]) for name, tensor in weights(ours).items())
 
 
 # What else may happen
@@ -241,7 +242,8 @@ def test_loss_falls_and_is_a_mean_over_examples(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "loss", spy)
     history = fit(model, train, valid, tmp_path, **FIT).history
     first = losses[: len(losses) // 3]
-    assert sum(count for _, count in first) == len(train) and {count for _, count in first} == {256, len(train) % 256}
+    counts = [count for _, count in first]
+    assert sum(counts) == len(train) and set(counts) == {256, len(train) % 256}
     mean = sum(loss * count for loss, count in first) / len(train)
     assert history[0]["loss"] == pytest.approx(mean, rel=1e-5)
     assert history[-1]["loss"] < history[0]["loss"]
@@ -251,7 +253,7 @@ def test_a_loss_that_is_not_finite_is_said_and_leaves_no_checkpoint(parts, tmp_p
     model, train, valid = parts
     with torch.no_grad():
         model.backbone.positions[-1, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match="epoch 1: the training loss is nan; try a smaller learning rate"):
+    with pytest.raises(FloatingPointError, match="epoch 1: the training loss is nan; try a smaller"):
         fit(model, train, valid, tmp_path, **FIT)
     assert not (tmp_path / CHECKPOINT).exists()
 
@@ -284,7 +286,8 @@ def test_evaluation_is_in_evaluation_mode(parts, tmp_path):
 
 
 def test_parameter_counts(tiny):
-    for method, table in (("base", (120 * 16, 0)), ("frozen", (0, 120 * 16)), ("alphafuse", (120 * 8, 120 * 16))):
+    tables = {"base": (120 * 16, 0), "frozen": (0, 120 * 16), "alphafuse": (120 * 8, 120 * 16)}
+    for method, table in tables.items():
         spec = tiny(method=method)
         model = build(spec, prepare(spec))
         own = sum(p.numel() for p in model.backbone.parameters())

@@ -199,7 +199,8 @@ def test_views_are_read_by_the_same_weights_and_laid_side_by_side():
 def test_heads_reach_the_state():
     x, mask = inputs()
     states = [made(heads=heads).eval()([View(x, mask)]) for heads in (1, 2, 4)]
-    assert not torch.allclose(states[0][2:], states[1][2:]) and not torch.allclose(states[1][2:], states[2][2:])
+    for one, other in ((0, 1), (1, 2)):
+        assert not torch.allclose(states[one][2:], states[other][2:])
 
 
 def test_dropout_acts_in_training_only_and_everywhere():
@@ -291,7 +292,8 @@ def test_queries_are_the_states():
 
 @pytest.mark.parametrize("wrong", [
     {"heads": 3}, {"heads": 0}, {"blocks": 0}, {"negatives": 0}, {"length": 0}, {"temperature": 0.0},
-    {"temperature": -1.0}, {"temperature": math.nan}, {"dropout": 1.0}, {"dropout": -0.1}, {"dropout": math.nan},
+    {"temperature": -1.0}, {"temperature": math.nan}, {"dropout": 1.0}, {"dropout": -0.1},
+    {"dropout": math.nan},
 ], ids=str)
 def test_numbers_out_of_range_are_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -99,7 +99,8 @@ def log() -> Dataset:
     """Thirty users of 3 to 8 interactions in interleaved time, on twelve items with repeats."""
     rng = np.random.default_rng(5)
     lengths = rng.integers(3, 9, size=30)
-    frame = pd.DataFrame({"user": np.repeat(np.arange(30), lengths), "item": rng.integers(0, 12, lengths.sum())})
+    users, items = np.repeat(np.arange(30), lengths), rng.integers(0, 12, lengths.sum())
+    frame = pd.DataFrame({"user": users, "item": items})
     frame["timestamp"] = np.concatenate([np.sort(rng.random(n)) for n in lengths])
     names = [f"i{i}" for i in range(12)]
     items = pd.DataFrame({"item_id": names, "title": names, "description": ""})
@@ -121,7 +122,8 @@ def test_no_example_knows_its_target_or_anything_later(log, protocol, part, min_
         # Everybody's future, and the target itself, become other items.
         time = frame["timestamp"].to_numpy()
         others = (frame["item"] + 1 + i % 11) % 12
-        changed = split(with_items(log, np.where(time >= time[place], others, frame["item"])), protocol, min_history)
+        swapped = with_items(log, np.where(time >= time[place], others, frame["item"]))
+        changed = split(swapped, protocol, min_history)
         after = Examples(changed, part, length=4)
         index = torch.tensor([i])
         old, new = before.batch(index), after.batch(index)
@@ -147,8 +149,8 @@ def test_training_reads_no_held_out_interaction(log, protocol):
         batch = whole(Examples(parts, part, length=20))
         real = batch.history < n
         assert (batch.history[real] < batch.target[:, None].expand_as(real)[real]).all()
-        owner = log.interactions["user"].to_numpy()
-        assert np.array_equal(owner[batch.history[real].numpy()], batch.user[:, None].expand_as(real)[real].numpy())
+        owner = torch.tensor(log.interactions["user"].to_numpy(copy=True))
+        assert torch.equal(owner[batch.history[real]], batch.user[:, None].expand_as(real)[real])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -103,7 +103,7 @@ def test_cold_start_makes_each_prefix_one_example(min_history):
     parts = split(log(sequences), "cold-start", min_history=min_history)
     for part, members in zip(PARTS, (range(8), [8], [9]), strict=True):
         whole = [(user, sequences[user]) for user in members]
-        wanted = [(user, items[:k], items[k]) for user, items in whole for k in range(min_history, len(items))]
+        wanted = [(u, items[:k], items[k]) for u, items in whole for k in range(min_history, len(items))]
         assert examples(parts, part) == wanted
     assert parts.owned.tolist() == [True] * 24 + [False] * 7
 
@@ -112,7 +112,7 @@ def test_cold_start_counts_users_that_are_too_short():
     sequences = [[0]] * 3 + [[0, 1]] * 7
     parts = split(log(sequences), "cold-start")
     assert parts.notes == ("3 users are too short for an example with min_history=1.",)
-    assert parts.owned[:3].all() and parts.popularity().tolist() == [8, 5]  # they train popularity all the same
+    assert parts.owned[:3].all() and parts.popularity().tolist() == [8, 5]  # they count for popularity
     assert split(log(sequences), "cold-start", min_history=0).notes == ()
 
 
@@ -139,7 +139,9 @@ def test_leave_one_out_with_empty_histories():
 
 def test_short_users_of_leave_one_out_train_only_and_are_counted():
     parts = split(log([[0], [1, 2], [3, 4, 5], [1, 2, 3, 4]]), "leave-one-out")
-    assert parts.notes == ("2 users are too short for leave-one-out: all of their items train, none is a test.",)
+    assert parts.notes == (
+        "2 users are too short for leave-one-out: all of their items train, none is a test.",
+    )
     assert users(parts, "test") == users(parts, "valid") == [2, 3]
     assert examples(parts, "train") == [(1, [1], 2), (3, [1], 2)]
     assert parts.owned[:3].all()
@@ -164,9 +166,8 @@ def test_training_interactions_and_cold_items():
     assert list(zip(owners.tolist(), items.tolist(), strict=True)) == [
         (u, item) for u in range(8) for item in sequences[u]
     ]
-    assert parts.counts() == {
-        "train_examples": 8, "valid_examples": 1, "test_examples": 1, "train_interactions": 16, "cold_items": 4
-    }
+    sizes = {"train_examples": 8, "valid_examples": 1, "test_examples": 1}
+    assert parts.counts() == sizes | {"train_interactions": 16, "cold_items": 4}
 
 
 def test_a_cut_comes_before_the_split():
@@ -242,7 +243,8 @@ def test_parts_are_disjoint_and_cover_every_target(protocol, min_history, data):
     assert parts.owned[parts.train].all() and not parts.owned[np.r_[parts.valid, parts.test]].any()
     assert parts.popularity().sum() == parts.owned.sum() == len(parts.training_interactions()[0])
     assert parts.popularity().shape == (10,)
-    assert np.array_equal(parts.user_of(np.arange(lengths.sum())), np.repeat(np.arange(len(lengths)), lengths))
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    assert np.array_equal(parts.user_of(np.arange(lengths.sum())), owner)
     if protocol == "cold-start":
         groups = [set(users(parts, part)) for part in PARTS]
         assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
@@ -268,7 +270,8 @@ def test_fingerprint_is_sensitive():
     prints = [split(d, "cold-start").fingerprint() for d in (data, log(swapped), log(moved), positions)]
     prints += [split(log(base, ends=range(20, 0, -1)), "cold-start").fingerprint()]
     prints += [split(positions, "cold-start", seed=3).fingerprint()]
-    prints += [split(data, "cold-start", min_history=0).fingerprint(), split(data, "leave-one-out").fingerprint()]
+    prints += [split(data, "cold-start", min_history=0).fingerprint()]
+    prints += [split(data, "leave-one-out").fingerprint()]
     parts = split(data, "cold-start")
     prints += [replace(parts, owned=~parts.owned).fingerprint(), replace(parts, protocol="x").fingerprint()]
     assert len(set(prints)) == len(prints)
