@@ -113,6 +113,8 @@ def spectrum(
     from nullrec_lib.language.encoder import DEFAULT, embed_items
     from nullrec_lib.nullspace import decompose, nullities
 
+    if threads < 1:
+        raise InputError(f"threads: {threads} is below 1.")
     torch.set_num_threads(threads)
     dataset = data_sets.load(data)
     unit = embed_items(dataset.items, encoder or DEFAULT)

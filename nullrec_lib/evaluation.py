@@ -21,7 +21,7 @@ class Ranker(Protocol):
     """Anything that scores every item for a batch of histories."""
 
     def scores(self, batch: Batch) -> Tensor:
-        """(B, N) raw scores, higher is better."""
+        """(B, N) raw scores, higher is better; a fresh tensor, as it is scaled in place."""
 
 
 def target_ranks(scores: Tensor, target: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -30,25 +30,24 @@ def target_ranks(scores: Tensor, target: Tensor, hidden: Tensor | None = None) -
     rank = 1 + #greater + #equal others, so a constant scorer ranks every target last.
 
     Args:
-        scores: (B, N); changed in place where `hidden` asks for it.
+        scores: (B, N).
         target: (B,) int64.
         hidden: (B, W) item ids that do not compete, padding id N allowed; never hides the target itself.
 
     Raises:
         FloatingPointError: a NaN score. NaN has no rank.
     """
-    own = scores.gather(1, target[:, None])
+    # A NaN compares false with everything: unnoticed, a NaN target would have nothing ahead of it.
+    if bool(scores.isnan().any()):
+        row = int(scores.isnan().any(dim=1).nonzero()[0])
+        raise FloatingPointError(f"row {row} of the scores holds NaN: the model has diverged or its input is broken.")
+    ahead = scores >= scores.gather(1, target[:, None])
     if hidden is not None:
         # Hidden ids are written one column too wide, so that the padding id lands outside of the items.
         wide = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
         wide.scatter_(1, hidden, True).scatter_(1, target[:, None], False)
-        scores.masked_fill_(wide[:, :-1], -torch.inf)
-    ahead = (scores >= own).sum(dim=1)
-    # A NaN compares false with everything: with a NaN target nothing is ahead, not even the target itself.
-    if bool(scores.isnan().any()):
-        row = int(scores.isnan().any(dim=1).nonzero()[0])
-        raise FloatingPointError(f"row {row} of the scores holds NaN: the model has diverged or its input is broken.")
-    return ahead
+        ahead &= ~wide[:, :-1]
+    return ahead.sum(dim=1)
 
 
 def rank_all(
@@ -67,7 +66,7 @@ def rank_all(
 
     Returns: protocol → (n_examples,) int64 ranks on the CPU.
     """
-    # per score: float32, its comparison, the mask, the NaN test
+    # per score: a float32, its comparison, the mask and its negation, the NaN test
     rows = max(1, memory_mb * 2**20 // (examples.n_items * 8))
     ranks: dict[str, list[Tensor]] = {name: [] for name in PROTOCOLS}
     with torch.no_grad(), bar(what=what, total=len(examples), unit="example") as progress:

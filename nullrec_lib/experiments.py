@@ -31,15 +31,15 @@ from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.interactions import Dataset, cut
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
-from nullrec_lib.evaluation import PROTOCOLS, metrics, rank_all
-from nullrec_lib.files import write_json, write_tensors
+from nullrec_lib.evaluation import PROTOCOLS, Ranker, metrics, rank_all
+from nullrec_lib.files import alone, write_json, write_tensors
 from nullrec_lib.language.encoder import DEFAULT, embed_items
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.alphafuse import AlphaFuse
 from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
 from nullrec_lib.progress import bar
-from nullrec_lib.training import CHECKPOINT, Recommender, Scorer, fit
+from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit
 
 SPEC, RESULT = "spec.json", "result.json"
 
@@ -89,6 +89,9 @@ class Spec:
     seed: int = 22
 
     def __post_init__(self):
+        for f in fields(self):  # scale=40 and scale=40.0 are one run
+            if "float" in f.type and isinstance(getattr(self, f.name), int):
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
         choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -97,25 +100,32 @@ class Spec:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is below 1.")
         for name in ("seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} is below 0.")
-        for name in ("lr", "scale"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name}: {getattr(self, name)} is not a positive number.")
-        idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in self.read()]
-        idle = [name for name in idle if name not in ("seed", "backbone", "epochs", "patience")]
+            if not 0 <= getattr(self, name) < 2**32:
+                raise InputError(f"{name}: {getattr(self, name)} is not between 0 and 2³²-1.")
+        for name in ("lr", "scale", "temperature"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
+        shared = {"seed", "backbone", "encoder", "scale", "epochs", "patience"}  # a table's rows have them in common
+        heard = self.read() | shared
+        idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]
         if idle:
             raise InputError(f"{idle[0]}: method {self.method} does not read it, so it would change nothing.")
 
     def read(self) -> set[str]:
         """Names of the fields that can change this spec's result."""
-        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "encoder", "scale"}
-        names.add("method")
+        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "method"}
+        if self.reads_language:
+            names |= {"encoder", "scale"}
         readers = [METHODS.get(self.method) or RULES[self.method]]
         if self.method in METHODS:
             names.add("backbone")
             readers += [BACKBONES[self.backbone], fit]
         return names | {name for reader in readers for name in inspect.signature(reader).parameters} & set(asdict(self))
+
+    @property
+    def reads_language(self) -> bool:
+        """Whether the run needs embeddings; every trained method does, for its preservation is measured."""
+        return self.method in METHODS or getattr(RULES[self.method], "reads_language", True)
 
     def key(self, fingerprint: str) -> str:
         """12 hex digits that name the run: over the fields read, with the data's content for its path."""
@@ -157,27 +167,34 @@ class Prepared:
     dataset: Dataset
     split: Split
     embeddings: np.ndarray
-    """(N, d_l) float32, unit norm times the scale."""
+    """(N, d_l) float32, unit norm times the scale; (N, 0) where the method reads no language."""
 
 
 def prepare(spec: Spec) -> Prepared:
     """Load, cut, split and embed; kept for the next call with the same inputs."""
-    return _prepare(
-        spec.data, spec.clock, spec.keep, spec.split, spec.min_history, spec.split_seed, spec.encoder, spec.scale
-    )
+    dataset, parts = _interactions(spec.data, spec.clock, spec.keep, spec.split, spec.min_history, spec.split_seed)
+    if not spec.reads_language:
+        return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
+    return Prepared(dataset, parts, _embeddings(spec.data, spec.clock, spec.encoder, spec.scale))
 
 
 @lru_cache(maxsize=2)
-def _prepare(name, clock, keep, protocol, min_history, split_seed, encoder, scale) -> Prepared:
+def _interactions(name, clock, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
     dataset = cut(data.load(name, clock), keep)
-    unit = embed_items(dataset.items, encoder)
-    factor = np.sqrt(unit.shape[1]) if scale is None else scale
-    return Prepared(dataset, split(dataset, protocol, min_history, split_seed), (unit * factor).astype(np.float32))
+    return dataset, split(dataset, protocol, min_history, split_seed)
 
 
-def build(spec: Spec, prepared: Prepared) -> Recommender:
-    """The untrained model of a spec (a method on a backbone); its initial weights follow from the seed."""
+@lru_cache(maxsize=2)
+def _embeddings(name, clock, encoder, scale) -> np.ndarray:
+    unit = embed_items(data.load(name, clock).items, encoder)
+    return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
+
+
+def build(spec: Spec, prepared: Prepared) -> Recommender | Ranker:
+    """The untrained model of a spec (a method on a backbone; its initial weights follow from the seed), or its rule."""
     material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings))
+    if spec.method in RULES:
+        return RULES[spec.method](material, **_arguments(RULES[spec.method], spec))
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         method = METHODS[spec.method](material, **_arguments(METHODS[spec.method], spec))
@@ -210,6 +227,8 @@ def run(
         device: `cpu`, `cuda` or `auto` (cuda where there is one).
         memory_mb: budget for scores in evaluation.
 
+    Two processes may ask for the same run: the second waits and then finds it finished.
+
     Returns: what `result.json` holds, see the README.
 
     Raises:
@@ -221,50 +240,64 @@ def run(
     device = _device(device)
     prepared = prepare(spec)
     key = spec.key(prepared.dataset.fingerprint())
-    folder = Path(folder) if folder else root / key
-    if (folder / SPEC).exists():
-        stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-        if stored["key"] != key:
-            differs = [name for name, value in asdict(spec).items() if stored["spec"].get(name) != value]
-            raise InputError(
-                f"{folder}: holds another run ({', '.join(differs) or 'the data'} differ); choose another folder."
-            )
-        if (folder / RESULT).exists():
-            return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    folder = Path(folder) if folder else Path(root) / key
+    if (finished := _stored_result(folder, key, spec)) is not None:
+        return finished
+    # Built before the folder is: wrong input leaves nothing behind.
+    model = build(spec, prepared)
+    with alone(folder):
+        if (finished := _stored_result(folder, key, spec)) is not None:
+            return finished
+        return _run(spec, prepared, model, key, folder, threads, device, memory_mb)
+
+
+def _stored_result(folder: Path, key: str, spec: Spec) -> dict[str, Any] | None:
+    """The result in `folder` if this spec's run finished there; InputError if the folder is another run's."""
+    if not (folder / SPEC).exists():
+        return None
+    stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    if stored["key"] != key:
+        differs = [name for name, value in asdict(spec).items() if stored["spec"].get(name) != value]
+        raise InputError(f"{folder}: holds another run ({', '.join(differs) or 'the data'} differ); choose another folder.")
+    return json.loads((folder / RESULT).read_text(encoding="utf-8")) if (folder / RESULT).exists() else None
+
+
+def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads: int, device: str, memory_mb: int):
+    """Do the work of `run` in a folder that is this process's own."""
+    dataset, parts = prepared.dataset, prepared.split
+    counts = parts.counts() | {"split_fingerprint": parts.fingerprint(), "notes": [*dataset.notes, *parts.notes]}
     write_json(folder / SPEC, {"key": key, "spec": asdict(spec)})
     write_json(folder / "environment.json", environment() | {"threads": threads, "device": device})
-    dataset, parts = prepared.dataset, prepared.split
-    write_json(folder / "data.json", dataset.describe() | parts.counts() | {"split_fingerprint": parts.fingerprint(),
-               "notes": [*dataset.notes, *parts.notes]})
+    write_json(folder / "data.json", dataset.describe() | counts)
 
     started = time.perf_counter()
-    if device.startswith("cuda"):
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    outcome = _rule(spec, prepared, device, memory_mb) if spec.method in RULES else _train(
-        spec, prepared, folder, device, memory_mb)
-    ranks, found = outcome
+    work = _rule if spec.method in RULES else _train
+    ranks, found = work(spec, prepared, model, folder, device, memory_mb)
     write_tensors(folder / "ranks.safetensors", {f"{part}_{name}": r for (part, name), r in ranks.items()})
-    result = {"key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
-              "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,
-              "seed": spec.seed}
+    result = {
+        "key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
+        "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,
+        "seed": spec.seed,
+    }
     for part in ("test", "valid"):
         result[part] = metrics(ranks[part, "authors"])
         result[f"{part}_consistent"] = metrics(ranks[part, "consistent"])
-    result |= found | {
+    result |= found | counts | {
         "n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": dataset.n_interactions,
-        **parts.counts(), "split_fingerprint": parts.fingerprint(),
         "seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(device),
-        "threads": threads, "device": device, "notes": [*dataset.notes, *parts.notes], "spec": asdict(spec),
+        "threads": threads, "device": device, "spec": asdict(spec),
     }
     write_json(folder / RESULT, result)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
-def _train(spec: Spec, prepared: Prepared, folder: Path, device: str, memory_mb: int):
+def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, device: str, memory_mb: int):
     """Fit, then rank validation and test targets with the best weights."""
     parts = prepared.split
-    model = build(spec, prepared).to(device)
+    model.to(device)
     train, valid, test = (Examples(parts, part, spec.history_length, device) for part in ("train", "valid", "test"))
     with torch.no_grad():
         before = model.method.table().cpu()
@@ -289,10 +322,8 @@ def _train(spec: Spec, prepared: Prepared, folder: Path, device: str, memory_mb:
     return ranks, found
 
 
-def _rule(spec: Spec, prepared: Prepared, device: str, memory_mb: int):
-    """Rank validation and test targets by a rule without training."""
-    material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings))
-    rule = RULES[spec.method](material, **_arguments(RULES[spec.method], spec))
+def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: str, memory_mb: int):
+    """Rank validation and test targets by a rule without training, on the CPU."""
     ranks, seconds = {}, 0.0
     for part in ("valid", "test"):
         examples = Examples(prepared.split, part, spec.history_length)
@@ -307,7 +338,7 @@ def _rule(spec: Spec, prepared: Prepared, device: str, memory_mb: int):
 def run_all(
     specs: list[Spec], root: Path = Path("runs"), jobs: int | None = None, threads: int = 1, **options
 ) -> pd.DataFrame:
-    """Run specs side by side in `jobs` processes (default: one per `threads` cores) and return `results`.
+    """Run specs side by side in `jobs` processes (default: one per `threads` cores) and return `stored` results.
 
     Data are loaded and texts embedded once, before the processes start. A failed run does not stop the others.
 
@@ -315,7 +346,7 @@ def run_all(
         RuntimeError: after all have ended, naming the specs that failed.
     """
     jobs = min(jobs or max(1, (os.cpu_count() or 1) // threads), len(specs))
-    for spec in {(s.data, s.clock, s.encoder): s for s in specs}.values():
+    for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
         prepare(spec)
     failures = []
     arguments = dict(root=Path(root), threads=threads, **options)
@@ -334,7 +365,7 @@ def run_all(
                 os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(specs)} runs failed: {'; '.join(failures)}")
-    return results(specs, root)
+    return stored(specs, root)
 
 
 def _collect(outcomes, progress, failures: list[str]) -> None:
@@ -346,7 +377,7 @@ def _collect(outcomes, progress, failures: list[str]) -> None:
         progress.update()
 
 
-def results(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
+def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
     """One row per spec, read from its stored run: metrics as `test N@10`, `test_consistent N@10`, … and the rest.
 
     Raises:
@@ -354,55 +385,59 @@ def results(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
     """
     rows = []
     for spec in specs:
-        path = Path(root) / spec.key(prepare(spec).dataset.fingerprint()) / RESULT
-        if not path.exists():
-            raise InputError(f"{path.parent}: no finished run of {spec.method} with seed {spec.seed}; run it first.")
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        row = {name: value for name, value in stored.items() if not isinstance(value, (dict, list))}
+        result = json.loads((_finished(spec, root) / RESULT).read_text(encoding="utf-8"))
+        row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
         for part in ("test", "test_consistent", "valid", "valid_consistent"):
-            row |= {f"{part} {name}": value for name, value in stored[part].items()}
+            row |= {f"{part} {name}": value for name, value in result[part].items()}
         # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
         rows.append(row | {"seed": spec.seed} | {f"spec {name}": value for name, value in asdict(spec).items()})
     return pd.DataFrame(rows)
 
 
 def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
-    """Long frame of the stored histories: method, seed, epoch, loss, `valid N@20`, `valid_consistent N@20`."""
+    """Long frame of the stored histories: method, seed, epoch, loss, `valid N@20`, `valid_consistent N@20`.
+
+    Raises:
+        InputError: a spec of a trained method has no finished run under `root`.
+    """
     rows = []
-    for spec in specs:
-        path = Path(root) / spec.key(prepare(spec).dataset.fingerprint()) / "history.json"
-        for entry in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
+    for spec in [spec for spec in specs if spec.method in METHODS]:
+        for entry in json.loads((_finished(spec, root) / HISTORY).read_text(encoding="utf-8")):
             rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"]}
                         | {f"{part} N@20": entry[part]["N@20"] for part in ("valid", "valid_consistent")})
     return pd.DataFrame(rows)
 
 
-def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.DataFrame:
-    """Mean ± sd over seeds of `columns`, one row per value of `by` in order of appearance, and the seed count."""
-    rows = []
-    for value, group in frame.groupby(by, sort=False):
-        row = {by: value, "seeds": group["seed"].nunique()}
-        for column in columns:
-            spread = f" ± {group[column].std(ddof=1):.4f}" if len(group) > 1 else ""
-            row[column] = f"{group[column].mean():.4f}{spread}"
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(by)
+def _finished(spec: Spec, root: Path) -> Path:
+    folder = Path(root) / spec.key(prepare(spec).dataset.fingerprint())
+    if not (folder / RESULT).exists():
+        raise InputError(f"{folder}: no finished run of {spec.method} with seed {spec.seed}; run it first.")
+    return folder
 
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its spec: versions, machine, the checkout's commit if there is one."""
-    here = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "nullrec": nullrec_lib.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "processor": gpu or platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` if it was changed since; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
 
 
 def _device(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
@@ -13,12 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 
+_UNFINISHED = ".unfinished"
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name of `path` when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -32,6 +36,22 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other processes out of it; wait for one that is in. Sweeps up what a killed writer
+    left. The lock goes with the process, however it ends."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    itself = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(itself, fcntl.LOCK_EX)
+        for temporary in folder.glob(f".*{_UNFINISHED}"):
+            temporary.unlink()
+        yield
+    finally:
+        os.close(itself)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,9 +6,7 @@ import ast
 import difflib
 import json
 import os
-import platform
 import re
-import subprocess
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -17,15 +15,14 @@ from typing import Any, Iterable, Sequence
 
 import nbformat
 import papermill
-import torch
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from papermill.exceptions import PapermillExecutionError
 
-from nullrec_lib import __version__
 from nullrec_lib.data import SHOPS, load
 from nullrec_lib.errors import InputError
+from nullrec_lib.experiments import environment
 from nullrec_lib.files import write_json
 from nullrec_lib.progress import bar
 
@@ -218,17 +215,6 @@ def _from(notebook: Path, target: str | Path) -> str:
     return str(target) if target in SHOPS else os.path.relpath(Path(target).resolve(), notebook.parent.resolve())
 
 
-def _commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` if it was changed since; None without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        here = Path(__file__).parent
-        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -272,9 +258,7 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
     report.folder.mkdir(parents=True, exist_ok=True)
     record = report.folder / "run.json"
     entries = _earlier_runs(record)
-    about = {"name": folder_name, "data": data, "preset": preset, "started": _now(), "nullrec": __version__,
-             "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
-             "platform": platform.platform(), "cpus": os.cpu_count(),
+    about = {"name": folder_name, "data": data, "preset": preset, "started": _now(), **environment(),
              "threads": os.environ.get("OMP_NUM_THREADS")}
 
     with bar(total=len(paths), what="notebooks", disable=not progress) as done:

@@ -129,6 +129,9 @@ def decompose(
     mean, sigma = covariance(embeddings, weights)
     full = len(mean)
     width = full if width is None else width
+    for name, value in (("width", width), ("null_dim", null_dim)):
+        if value is not None and value != int(value):
+            raise InputError(f"{name}: {value} is not a whole number.")
     if not 1 <= width <= full:
         raise InputError(f"width: {width} is not between 1 and the embeddings' {full} dimensions.")
     if null_dim is not None and not 0 <= null_dim <= width:

@@ -1,4 +1,4 @@
-"""Stored runs → tables. Nothing here trains, and no number comes from anywhere but a run folder."""
+"""Tables of stored runs. Nothing here trains: frames come from `experiments.stored`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ PARTS = {
     "test_consistent": "consistent: cosine as trained with, the user's earlier items masked",
 }
 """Prefix of the metric columns → what the scoring protocol is."""
+
+
+def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.DataFrame:
+    """Mean ± sd over seeds of `columns`, one row per value of `by` in order of appearance, and the seed count."""
+    rows = []
+    for value, group in frame.groupby(by, sort=False):
+        row = {by: value, "seeds": group["seed"].nunique()}
+        for column in columns:
+            spread = f" ± {group[column].std(ddof=1):.4f}" if len(group) > 1 else ""
+            row[column] = f"{group[column].mean():.4f}{spread}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(by)
 
 
 def paired(frame: pd.DataFrame, column: str, reference: str = "base") -> pd.DataFrame:
@@ -38,12 +50,10 @@ def paired(frame: pd.DataFrame, column: str, reference: str = "base") -> pd.Data
 
 
 def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> str:
-    """The table of `frame` (`experiments.results`) as Markdown, with what it needs to be read: data, split, seeds.
+    """The table of `frame` (`experiments.stored`) as Markdown, with what it needs to be read: data, split, seeds.
 
     Writes `results.csv` (one row per run) and `results.md` into `folder`, or nothing where `folder` is empty.
     """
-    from nullrec_lib.experiments import summary
-
     first = frame.iloc[0]
     text = [
         f"# {first['data']}, {first['split']}",

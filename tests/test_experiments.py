@@ -18,7 +18,8 @@ from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.backbones.sasrec import SASRec
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics
-from nullrec_lib.experiments import Spec, learning_curves, parse, prepare, results, run, run_all, summary
+from nullrec_lib.experiments import Spec, learning_curves, parse, prepare, run, run_all
+from nullrec_lib.results import summary
 
 CLOCKS = {"seconds", "seconds_per_epoch", "seconds_per_evaluation", "evaluation_seconds", "peak_memory_mb"}
 
@@ -28,7 +29,7 @@ def no_fit(*_, **__):
     raise AssertionError("nothing was to be trained here")
 
 
-def stored(folder: Path, name: str):
+def read(folder: Path, name: str):
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
@@ -100,7 +101,7 @@ def ran(tmp_path_factory):
                 del result[name]  # these echo the spec and would prove nothing
             made = {"result": result}
             if (folder / "history.json").exists():
-                made["history"] = [timeless(entry) for entry in stored(folder, "history.json")]
+                made["history"] = [timeless(entry) for entry in read(folder, "history.json")]
             for name in ("ranks", "model"):
                 if (path := folder / f"{name}.safetensors").exists():
                     made[name] = {key: tensor.tolist() for key, tensor in load_file(path).items()}
@@ -240,18 +241,18 @@ def finished(tiny, tmp_path_factory):
 
 def test_a_run_stores_everything_and_no_checkpoint(finished):
     spec, result, folder = finished
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "spec.json", "environment.json", "data.json", "history.json", "ranks.safetensors",
         "model.safetensors", "result.json"}
     assert folder.name == result["key"] == key(spec)
-    assert stored(folder, "spec.json") == {"key": key(spec), "spec": dataclasses.asdict(spec)}
-    assert stored(folder, "result.json") == result
-    assert Spec(**stored(folder, "spec.json")["spec"]) == spec
+    assert read(folder, "spec.json") == {"key": key(spec), "spec": dataclasses.asdict(spec)}
+    assert read(folder, "result.json") == result
+    assert Spec(**read(folder, "spec.json")["spec"]) == spec
     assert {"nullrec", "commit", "python", "torch", "numpy", "threads", "device"} <= set(
-        stored(folder, "environment.json"))
-    about = stored(folder, "data.json")
+        read(folder, "environment.json"))
+    about = read(folder, "data.json")
     assert about["n_users"] == result["n_users"] == 200 and about["test_examples"] == result["test_examples"]
-    history = stored(folder, "history.json")
+    history = read(folder, "history.json")
     assert [entry["epoch"] for entry in history] == [1, 2, 3] and result["epochs"] == 3
     best = max(history, key=lambda entry: entry["valid"]["N@20"])
     assert result["best_epoch"] == best["epoch"] and result["valid"] == best["valid"]
@@ -298,14 +299,14 @@ def test_another_specs_folder_is_refused(finished, tiny):
     _, result, folder = finished
     with pytest.raises(InputError, match="holds another run .lr, epochs differ.; choose another folder"):
         run(tiny(lr=0.5), folder=folder)
-    assert stored(folder, "result.json") == result
+    assert read(folder, "result.json") == result
 
 
-def test_wrong_input_leaves_no_folder(tiny, tmp_path):
+def test_wrong_input_leaves_nothing_that_looks_like_a_run(tiny, tmp_path):
     for wrong in ({"heads": 3}, {"null_dim": 99}, {"inject": "both"}):
         with pytest.raises(InputError):
             run(tiny(**wrong), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*.json")) == []
 
 
 def test_results_do_not_depend_on_the_memory_for_scores(tiny, tmp_path):
@@ -344,12 +345,12 @@ def test_a_table_has_a_row_per_spec_from_the_stored_runs(grid, monkeypatch):
     specs, root, frame = grid
     monkeypatch.setattr(experiments, "run", None)
     monkeypatch.setattr(experiments, "fit", no_fit)
-    again = results(specs, root)
+    again = experiments.stored(specs, root)
     pd.testing.assert_frame_equal(frame, again)
     assert frame["method"].tolist() == ["base", "base", "frozen", "frozen", "popularity"]
     assert frame["seed"].tolist() == [1, 2, 1, 2, 22]
     for spec, (_, row) in zip(specs, frame.iterrows(), strict=True):
-        result = stored(root / key(spec), "result.json")
+        result = read(root / key(spec), "result.json")
         for part in ("test", "test_consistent", "valid", "valid_consistent"):
             for name, value in result[part].items():
                 assert row[f"{part} {name}"] == value
@@ -376,7 +377,7 @@ def test_learning_curves_are_the_stored_histories(grid):
     curves = learning_curves(specs[:4], root)
     assert len(curves) == 8 and curves["epoch"].tolist() == [1, 2] * 4
     assert curves["method"].tolist() == ["base"] * 4 + ["frozen"] * 4
-    history = stored(root / key(specs[1]), "history.json")
+    history = read(root / key(specs[1]), "history.json")
     rows = curves[(curves["method"] == "base") & (curves["seed"] == 2)]
     assert rows["loss"].tolist() == [entry["loss"] for entry in history]
     for part in ("valid", "valid_consistent"):
@@ -384,7 +385,7 @@ def test_learning_curves_are_the_stored_histories(grid):
     assert learning_curves([specs[4]], root).empty  # a rule has nothing to learn
 
 
-@pytest.mark.parametrize("table", [results, learning_curves])
+@pytest.mark.parametrize("table", [experiments.stored, learning_curves])
 def test_a_run_that_is_missing_is_named(table, grid, tiny):
     specs, root, _ = grid
     with pytest.raises(InputError, match="no finished run of base with seed 77; run it first"):
@@ -398,7 +399,7 @@ def test_side_by_side_is_the_same_and_a_failure_stops_nobody(grid, tiny, tmp_pat
     with pytest.raises(RuntimeError, match="1 of 4 runs failed: base seed 9: FloatingPointError: epoch 1"):
         run_all([specs[0], broken, *specs[1:]], tmp_path, jobs=2)
     assert not (tmp_path / key(broken) / "result.json").exists()
-    side_by_side = results(specs, tmp_path)
+    side_by_side = experiments.stored(specs, tmp_path)
     expected = frame.iloc[[0, 3, 4]].reset_index(drop=True)
     columns = [name for name in expected if name not in CLOCKS]
     pd.testing.assert_frame_equal(side_by_side[columns], expected[columns], check_exact=True)
@@ -411,7 +412,7 @@ def test_a_failure_stops_nobody_one_by_one_either(tiny, tmp_path):
     broken, good = tiny(method="base", lr=1e30), tiny(method="base")
     with pytest.raises(RuntimeError, match="1 of 2 runs failed: base seed 22"):
         run_all([broken, good], tmp_path, jobs=1)
-    assert len(results([good], tmp_path)) == 1
+    assert len(experiments.stored([good], tmp_path)) == 1
 
 
 def test_ranks_are_whole_numbers(finished):

@@ -40,6 +40,15 @@ def test_the_old_file_is_there_until_the_end(tmp_path):
     assert path.read_text() == "new" and names(tmp_path) == ["result.txt"]
 
 
+def test_a_reader_in_the_middle_of_the_old_file_reads_it_to_its_end(tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_a_failure_of_the_last_step_leaves_no_temporary(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):

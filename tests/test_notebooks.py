@@ -142,7 +142,7 @@ def test_run_json_says_what_was_run_and_where_it_stands(pass_over):
     _, _, record, _ = pass_over
     assert (record["name"], record["data"], record["preset"]) == ("my-data-quick", "my data", "quick")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["started"])
-    assert {"nullrec", "commit", "python", "torch", "platform", "cpus", "threads"} <= set(record)
+    assert {"nullrec", "commit", "python", "torch", "platform", "cpu_count", "threads"} <= set(record)
     good = record["notebooks"]["01_good.ipynb"]
     assert good["status"] == "ok" and good["error"] is None and 0 < good["seconds"] < 60
     assert list(record["notebooks"]) == ["01_good.ipynb", "02_fails.ipynb", "03_hangs.ipynb", "04_dies.ipynb"]

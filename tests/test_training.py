@@ -142,6 +142,8 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(tiny, tmp_path):
     assert histories[0] == histories[1] and len(histories[0]) == 6
     for name in ("model.safetensors", "ranks.safetensors"):
         assert same(load_file(tmp_path / "alone" / name), load_file(killed / name))
+    # nothing half-written is left, nor the checkpoint
+    assert {path.name for path in killed.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
     assert not (killed / CHECKPOINT).exists()
 
 

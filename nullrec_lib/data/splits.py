@@ -53,7 +53,8 @@ class Split:
         """16 hex digits over the sequences and the three parts."""
         digest = hashlib.sha256(self.protocol.encode())
         for array in (self.items, self.offsets, self.train, self.valid, self.test, self.owned):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            # The shape too: it says where one array ends and the next begins.
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:

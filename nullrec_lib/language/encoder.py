@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nullrec_lib.errors import InputError
@@ -47,7 +47,9 @@ def find(encoder: str) -> Path:
     """
     if Path(encoder).is_dir():
         folder = Path(encoder)
-    elif (package := OFFLINE_PACKAGES.get(encoder)) and (spec := importlib.util.find_spec(package)):
+    elif (package := OFFLINE_PACKAGES.get(encoder.removeprefix("sentence-transformers/"))) and (
+        spec := importlib.util.find_spec(package)
+    ):
         folder = Path(spec.submodule_search_locations[0]) / "model"
     else:
         folder = _from_hub(encoder)
@@ -65,7 +67,7 @@ def _from_hub(encoder: str) -> Path:
 
     name = encoder if "/" in encoder else f"sentence-transformers/{encoder}"
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.onnx", "*.h5", "openvino/*", "onnx/*"]))
+        return Path(snapshot_download(name, ignore_patterns=["*.onnx", "*.h5", "openvino/*", "onnx/*"]))
     except Exception as error:  # the hub client raises its own, requests' and OS errors: all mean "not to be had"
         raise InputError(
             f"encoder: {encoder!r} is no folder and no offline package, and the hub did not give it "
@@ -81,14 +83,32 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def model_sha256(folder: Path) -> str:
+    """SHA-256 over names and contents of all files that decide what a model folder does to a text: weights of
+    every module, tokenizer, pooling."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and path.suffix in (".bin", ".json", ".model", ".safetensors", ".txt"):
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\x1f{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np.ndarray:
-    """(n, d_l) float32 unit-norm embeddings of n texts by the sentence-transformers model `encoder`."""
+    """(n, d_l) float32 unit-norm embeddings of n texts by the sentence-transformers model `encoder`.
+
+    Raises:
+        InputError: the model cannot be found, or its folder holds none.
+    """
+    folder = find(encoder)
+    if not ((folder / "modules.json").is_file() or (folder / "config.json").is_file()):
+        raise InputError(f"encoder: {folder} holds no model (neither modules.json nor config.json).")
     from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its bar for loading weights lasts a blink and clutters every notebook
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(find(encoder)), device=device)
+    model = SentenceTransformer(str(folder), device=device)
     options = dict(batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
     rows = []
     with bar(what=f"encoding with {Path(encoder).name}", total=len(texts), unit="text") as progress:
@@ -113,10 +133,11 @@ def embed_items(items: pd.DataFrame, encoder: str = DEFAULT, cache: Path | None 
     ids = list(items["item_id"])
     if encoder.endswith(".safetensors"):
         return _read(Path(encoder), ids)
-    texts = item_texts(items)
+    texts, folder = item_texts(items), find(encoder)
     record = {
         "encoder": encoder,
-        "weights_sha256": weights_sha256(find(encoder)),
+        "weights_sha256": weights_sha256(folder),
+        "model_sha256": model_sha256(folder),
         "template": TEMPLATE,
         "text_sha256": hashlib.sha256("\x1f".join(texts).encode()).hexdigest(),
         "item_ids": ids,
@@ -141,11 +162,13 @@ def _read(path: Path, ids: list[str]) -> np.ndarray:
     record_path = path.with_suffix(".json")
     if not path.exists() or not record_path.exists():
         raise InputError(f"encoder: {path} and {record_path.name} beside it must both exist.")
-    stored = json.loads(record_path.read_text(encoding="utf-8")).get("item_ids")
-    with safe_open(path, "pt") as handle:
-        if "embeddings" not in handle.keys():
-            raise InputError(f"{path}: holds no tensor named 'embeddings'.")
-    rows = load_file(path)["embeddings"].to(torch.float32).numpy()
+    try:
+        stored = json.loads(record_path.read_text(encoding="utf-8"))["item_ids"]
+        rows = load_file(path)["embeddings"].to(torch.float32).numpy()
+    except KeyError as error:
+        raise InputError(f"{path}: it must hold a tensor 'embeddings' and its JSON 'item_ids'; {error} is missing.")
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path}: it or its JSON is damaged ({error}); remove both to make them again.") from None
     if stored != ids or len(rows) != len(ids):
         raise InputError(
             f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "

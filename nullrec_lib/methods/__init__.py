@@ -12,4 +12,5 @@ METHODS = {"base": Base, "llminit": LLMInit, "frozen": Frozen, "alphafuse": Alph
 """Item embeddings for a trained backbone, by the name they have on the command line."""
 
 RULES = {"popularity": Popularity, "itemknn": ItemKNN, "textknn": TextKNN}
-"""Rankers without training or backbone: the rows that keep everyone honest."""
+"""Rankers without training or backbone: the rows that keep everyone honest. Those with `reads_language` False need
+no embeddings."""

@@ -15,6 +15,8 @@ class ItemKNN:
     """Cosine between the items' columns of the binary user × item training matrix, `neighbours` kept per item;
     an item's score is the sum over the history. Ties among neighbours go to the smaller id."""
 
+    reads_language = False
+
     def __init__(self, material: Material, neighbours: int):
         n = material.n_items
         # interactions → binary matrix (an item that a user has twice counts once) with unit-norm columns

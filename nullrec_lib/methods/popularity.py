@@ -11,6 +11,8 @@ from nullrec_lib.methods.method import Material
 class Popularity:
     """Scores are training interaction counts."""
 
+    reads_language = False
+
     def __init__(self, material: Material):
         self.counts = material.popularity.float()
 

@@ -77,6 +77,19 @@ def test_last_has_the_gradients_of_forward(heads):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
+def test_last_is_the_last_row_of_forward_when_attention_is_dropped():
+    """Dropped weights no longer add up to one, which the fast path must not assume."""
+
+    class Drop(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.tensor([2.0, 0.0, 2.0, 2.0, 0.0]) if x.shape[-1] == L else x
+
+    layer = block(heads=2)
+    layer.dropout = Drop()
+    x, mask = inputs(dtype=torch.float64)
+    torch.testing.assert_close(layer.last(x, mask), layer(x, mask)[:, -1], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_attention_is_scaled_dot_product_attention(heads):
     """An outside reference: torch's own attention on the same q, k, v."""

@@ -201,7 +201,7 @@ def store(path, *values, name="embeddings") -> None:
         (lambda record, _: edit(record, item_ids=["a", "b", "c"]), "holds 4 embeddings of other items"),
         (lambda record, _: edit(record, item_ids=None), "other items"),
         (lambda _, tensor: drop_row(tensor), "holds 3 embeddings of other items than the catalogue's 4"),
-        (lambda _, tensor: store(tensor, 1.0, 1, 1, 1, name="rows"), "no tensor named 'embeddings'"),
+        (lambda _, tensor: store(tensor, 1.0, 1, 1, 1, name="rows"), "'embeddings' is missing"),
         (lambda _, tensor: store(tensor, 0.0, 1, torch.nan, 1), "row 2 is not finite"),
         (lambda _, tensor: store(tensor, torch.inf, 1, 1, 1), "row 0 is not finite"),
     ],

@@ -139,6 +139,13 @@ def test_padding_is_zero_and_inert_through_training(chosen, trained):
             assert (before[name][N] == 0).all() and (tensor[N] == 0).all(), name
 
 
+def test_the_padding_row_of_a_table_gets_no_gradient():
+    table = id_table(torch.ones(3, 2))
+    table(torch.tensor([3, 0, 3])).sum().backward()
+    assert table.weight.grad.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
+    assert table.weight[3].tolist() == [0, 0]
+
+
 def test_gradients_reach_what_is_trainable_and_nothing_else(chosen, trained):
     before, model = trained(chosen)
     model.train().zero_grad()
