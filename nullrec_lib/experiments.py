@@ -33,7 +33,7 @@ from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import PROTOCOLS, Ranker, metrics, rank_all
 from nullrec_lib.files import alone, write_json, write_tensors
-from nullrec_lib.language.encoder import DEFAULT, embed_items
+from nullrec_lib.language.encoder import DEFAULT, embed_items, identity
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.alphafuse import AlphaFuse
 from nullrec_lib.methods.method import Material
@@ -128,9 +128,12 @@ class Spec:
         return self.method in METHODS or getattr(RULES[self.method], "reads_language", True)
 
     def key(self, fingerprint: str) -> str:
-        """12 hex digits that name the run: over the fields read, with the data's content for its path."""
+        """12 hex digits that name the run: over the fields read, with the content of data and encoder for their
+        paths."""
         content = {name: value for name, value in asdict(self).items() if name in self.read()}
         content["data"] = fingerprint
+        if "encoder" in content:
+            content["encoder"] = identity(self.encoder)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -172,20 +175,26 @@ class Prepared:
 
 def prepare(spec: Spec) -> Prepared:
     """Load, cut, split and embed; kept for the next call with the same inputs."""
-    dataset, parts = _interactions(spec.data, spec.clock, spec.keep, spec.split, spec.min_history, spec.split_seed)
+    source = (spec.data, spec.clock, _changed(spec.data))
+    dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
-    return Prepared(dataset, parts, _embeddings(spec.data, spec.clock, spec.encoder, spec.scale))
+    return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.scale))
+
+
+def _changed(name: str) -> int:
+    """When the files of a data set were last written (0 if generated): what is kept in memory is as old as they."""
+    return 0 if name in data.SHOPS else max((f.stat().st_mtime_ns for f in data.locate(name).glob("*")), default=0)
 
 
 @lru_cache(maxsize=2)
-def _interactions(name, clock, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
+def _interactions(name, clock, changed, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
     dataset = cut(data.load(name, clock), keep)
     return dataset, split(dataset, protocol, min_history, split_seed)
 
 
 @lru_cache(maxsize=2)
-def _embeddings(name, clock, encoder, scale) -> np.ndarray:
+def _embeddings(name, clock, changed, encoder, encoder_identity, scale) -> np.ndarray:
     unit = embed_items(data.load(name, clock).items, encoder)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 
@@ -345,7 +354,7 @@ def run_all(
     Raises:
         RuntimeError: after all have ended, naming the specs that failed.
     """
-    jobs = min(jobs or max(1, (os.cpu_count() or 1) // threads), len(specs))
+    jobs = max(1, min(jobs or (os.cpu_count() or 1) // threads, len(specs)))
     for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
         prepare(spec)
     failures = []

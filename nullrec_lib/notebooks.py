@@ -20,7 +20,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from papermill.exceptions import PapermillExecutionError
 
-from nullrec_lib.data import SHOPS, load
+from nullrec_lib.data import SHOPS, locate
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import environment
 from nullrec_lib.files import write_json
@@ -196,20 +196,6 @@ def _plan(paths: list[Path], preset: str, parameters: dict[str, Any]) -> list[di
     return [{name: value for name, value in wanted.items() if name in names} for names in declared]
 
 
-def _locate(data: str) -> str:
-    """A generated set's name, or the absolute path of a folder.
-
-    Looks where `nullrec_lib.data.load` looks, in the same order; raises its InputError if there is nothing.
-    """
-    if data not in SHOPS:
-        home = os.environ.get("NULLREC_DATA")
-        for path in [Path(data), *([Path(home).expanduser() / data] if home else [])]:
-            if data and path.expanduser().exists():
-                return str(path.expanduser().resolve())
-        load(data)
-    return data
-
-
 def _from(notebook: Path, target: str | Path) -> str:
     """Notebooks run in their own folder: a path as seen from there, which says nothing of the machine around."""
     return str(target) if target in SHOPS else os.path.relpath(Path(target).resolve(), notebook.parent.resolve())
@@ -250,7 +236,7 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
     """
     paths = _select(notebooks, only)
     plan = _plan(paths, preset, parameters or {})
-    located = _locate(data)
+    located = data if data in SHOPS else locate(data)
     folder_name = re.sub(r"[^\w.-]+", "-", name or f"{Path(data).name}-{preset}").strip("-.")
     if not folder_name:
         raise InputError(f"name: `{name}` has no letter or digit to name a folder with")

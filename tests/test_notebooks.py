@@ -12,8 +12,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from nullrec_lib.data import locate
 from nullrec_lib.errors import InputError
-from nullrec_lib.notebooks import PRESETS, _locate, check_stored, declared_parameters, execute, reproduce
+from nullrec_lib.notebooks import PRESETS, check_stored, declared_parameters, execute, reproduce
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -165,11 +166,10 @@ def test_data_is_found_where_load_finds_it(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NULLREC_DATA", "home")
-    assert _locate("shop") == "shop"  # generated
-    assert _locate("./shop") == str(tmp_path / "shop")
-    assert _locate("toys") == str(tmp_path / "home" / "toys")
+    assert locate("./shop").resolve() == tmp_path / "shop"
+    assert locate("toys").resolve() == tmp_path / "home" / "toys"
     monkeypatch.chdir(tmp_path / "here")
-    assert _locate("books") == str(tmp_path / "here" / "books")
+    assert locate("books").resolve() == tmp_path / "here" / "books"
 
 
 @pytest.mark.parametrize("asked, said", [

@@ -11,7 +11,7 @@ from nullrec_lib.data.formats import recbole
 from nullrec_lib.data.interactions import CLOCKS, Dataset, assemble, cut
 from nullrec_lib.errors import InputError
 
-__all__ = ["CLOCKS", "FORMATS", "SHOPS", "Dataset", "assemble", "cut", "load"]
+__all__ = ["CLOCKS", "FORMATS", "SHOPS", "Dataset", "assemble", "cut", "load", "locate"]
 
 # A further format is one file under formats/ and one line here: what its folders hold, and its reader
 # `read(folder, clock) -> Dataset`. The first pattern with a match reads the folder.
@@ -49,16 +49,26 @@ def load(data: str | Path, clock: str = "auto") -> Dataset:
         dataset = shop.generate(**SHOPS[data])
         return dataset if clock == "auto" else replace(dataset, clock=clock)
 
+    folder = locate(data)
+    for pattern, read in FORMATS.items():
+        if folder.is_file() or any(folder.glob(pattern)):  # the reader says why a file is not enough
+            return read(folder, clock)
+    raise InputError(f"{folder}: no reader knows this folder, it has none of {', '.join(FORMATS)}.")
+
+
+def locate(data: str | Path) -> Path:
+    """The folder that `load` reads for a name that is not a generated set's.
+
+    Raises:
+        InputError: there is none.
+    """
     home = os.environ.get("NULLREC_DATA", "")
     folder = Path(data).expanduser()
     if home and not folder.exists():
         folder = Path(home).expanduser() / data
-    if str(data) and folder.exists():  # an empty name would be the current folder
-        for pattern, read in FORMATS.items():
-            if folder.is_file() or any(folder.glob(pattern)):  # the reader says why a file is not enough
-                return read(folder, clock)
-        raise InputError(f"{folder}: no reader knows this folder, it has none of {', '.join(FORMATS)}.")
-    raise InputError(_not_found(str(data), home))
+    if not str(data) or not folder.exists():  # an empty name would be the current folder
+        raise InputError(_not_found(str(data), home))
+    return folder
 
 
 def _not_found(data: str, home: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +87,35 @@ def weights_sha256(folder: Path) -> str:
 def model_sha256(folder: Path) -> str:
     """SHA-256 over names and contents of all files that decide what a model folder does to a text: weights of
     every module, tokenizer, pooling."""
+    files = sorted(
+        path for path in Path(folder).rglob("*")
+        if path.is_file() and path.suffix in (".bin", ".json", ".model", ".safetensors", ".txt")
+    )
+    return _sha256(folder, tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=8)
+def _sha256(folder: Path, files: tuple[tuple[Path, int], ...]) -> str:
+    # Kept while the files are unchanged: a table asks for every row, and weights are large.
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file() and path.suffix in (".bin", ".json", ".model", ".safetensors", ".txt"):
-            name = path.relative_to(folder).as_posix()
-            digest.update(f"{name}\x1f{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path, _ in files:
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\x1f{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def identity(encoder: str) -> str:
+    """SHA-256 of what an encoder is, wherever it lies: of a model's files, or of a file of embeddings.
+
+    Raises:
+        InputError: there is no such encoder or file.
+    """
+    if not encoder.endswith(".safetensors"):
+        return model_sha256(find(encoder))
+    path = Path(encoder)
+    if not path.is_file():
+        raise InputError(f"encoder: there is no file {path}.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np.ndarray:

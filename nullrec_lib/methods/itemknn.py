@@ -42,7 +42,8 @@ class ItemKNN:
 def _largest_per_row(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
     """Keep the `count` largest entries of every row."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, row))
+    # Rounded, as cosines that are equal on paper can differ in the last bit.
+    order = np.lexsort((matrix.indices, -matrix.data.round(12), row))
     rank = np.arange(len(row)) - matrix.indptr[row[order]]
     keep = order[rank < count]
     return sparse.csr_matrix((matrix.data[keep], (row[keep], matrix.indices[keep])), shape=matrix.shape)

@@ -47,7 +47,8 @@ class Method(nn.Module):
     widths: tuple[int, ...]
     """Width of each view; a backbone encodes every view, and a table row is as wide as all of them together."""
     extra_tokens = 0
-    """Tokens that `views` puts before the history, such as a user-profile vector."""
+    """Tokens that `views` puts before the history, such as a user-profile vector: right before its first item, so
+    that the view is left-padded like the history itself."""
 
     def vectors(self, ids: Tensor) -> Tensor:
         """ids (…) int64, 0…N → (…, sum(widths)): rows of the table; the padding id N gives zeros."""
