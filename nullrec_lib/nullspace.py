@@ -183,7 +183,9 @@ def nullities(embeddings: np.ndarray, width: int, thresholds: tuple[float, ...] 
 def cosines(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Cosine similarity (n_pairs,) float64 of row pairs of vectors (N, d); zero rows give 0."""
     unit = _unit(vectors)
-    return np.einsum("ij,ij->i", unit[pairs[0]], unit[pairs[1]])
+    blocks = range(0, len(pairs[0]), 10_000)  # two gathered copies of all pairs would be gigabytes
+    ends = [(pairs[0][start : start + 10_000], pairs[1][start : start + 10_000]) for start in blocks]
+    return np.concatenate([np.einsum("ij,ij->i", unit[left], unit[right]) for left, right in ends])
 
 
 def random_pairs(n: int, count: int, seed: int = 22) -> tuple[np.ndarray, np.ndarray]:
