@@ -116,6 +116,8 @@ def spectrum(
     if threads < 1:
         raise InputError(f"threads: {threads} is below 1.")
     torch.set_num_threads(threads)
+    if scale is not None and not 0 < scale < float("inf"):
+        raise InputError(f"scale: {scale} is not a positive, finite number.")
     dataset = data_sets.load(data)
     unit = embed_items(dataset.items, encoder or DEFAULT)
     scale = unit.shape[1] ** 0.5 if scale is None else scale
@@ -148,7 +150,8 @@ def reproduce(
         "--parameter", "-p", metavar="NAME=VALUE",
         help="A notebook parameter, as a Python literal or a plain word, e.g. -p epochs=3.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(help="A notebook's number or name; may be repeated.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that one notebook may take.")] = 7200,
+    timeout: Annotated[Optional[float], typer.Option(
+        help="Seconds that one notebook may take; default half an hour, for paper a week.")] = None,
 ) -> None:
     """Execute the numbered notebooks in order into reports/<name>/: notebooks, tables, figures, run.json.
 

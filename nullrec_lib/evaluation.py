@@ -1,4 +1,4 @@
-"""Judge: scores → ranks of the targets among all items → metrics (METHODS 1, 10, 11)."""
+"""Judge: scores → ranks of the targets among all items → metrics."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ def rank_all(
 
     Returns: protocol → (n_examples,) int64 ranks on the CPU.
     """
-    # per score: a float32, its comparison, the mask and its negation, the NaN test
-    rows = max(1, memory_mb * 2**20 // (examples.n_items * 8))
+    # Per score a float32, its comparison, the mask and its negation, the NaN test; per earlier item three integers.
+    # More rows than the cap would gain nothing, and states take memory too.
+    per_row = 8 * examples.n_items + 24 * examples.longest_history()
+    rows = max(1, min(memory_mb * 2**20 // per_row, 2048))
     ranks: dict[str, list[Tensor]] = {name: [] for name in PROTOCOLS}
     with torch.no_grad(), bar(what=what, total=len(examples), unit="example") as progress:
         for index in torch.arange(len(examples)).split(rows):

@@ -23,30 +23,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 import nullrec_lib
 from nullrec_lib import data
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.interactions import Dataset, cut
+from nullrec_lib.data.splits import PROTOCOLS as SPLITS
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import PROTOCOLS, Ranker, metrics, rank_all
 from nullrec_lib.files import alone, write_json, write_tensors
 from nullrec_lib.language.encoder import DEFAULT, embed_items, identity
 from nullrec_lib.methods import METHODS, RULES
-from nullrec_lib.methods.alphafuse import AlphaFuse
 from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
 from nullrec_lib.progress import bar
 from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit
 
 SPEC, RESULT = "spec.json", "result.json"
+RESULTS_VERSION = 1
+"""Part of every run's key: raised with each change that moves numbers, so that old results are not taken for new."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything that decides a result. Defaults follow the authors' code (METHODS 11)."""
+    """Everything that decides a result. Defaults follow the authors' code."""
 
     # data
     data: str = "shop"  # a name or a folder, see data.load
@@ -92,13 +95,21 @@ class Spec:
         for f in fields(self):  # scale=40 and scale=40.0 are one run
             if "float" in f.type and isinstance(getattr(self, f.name), int):
                 object.__setattr__(self, f.name, float(getattr(self, f.name)))
-        choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS)}
+        hints = typing.get_type_hints(Spec)
+        for name, value in asdict(self).items():
+            if not isinstance(value, hints[name]) or isinstance(value, bool) and hints[name] is not bool:
+                raise InputError(f"{name}: {value!r} is not of type {getattr(hints[name], '__name__', hints[name])}.")
+        choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS),
+                   "split": list(SPLITS), "clock": list(data.CLOCKS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-        for name in ("history_length", "width", "neighbours", "batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is below 1.")
+        # One dimension alone would be normed to a constant.
+        lowest = {"history_length": 1, "width": 2, "neighbours": 1, "batch_size": 1, "epochs": 1, "patience": 1,
+                  "min_history": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise InputError(f"{name}: {getattr(self, name)} is below {low}.")
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 raise InputError(f"{name}: {getattr(self, name)} is not between 0 and 2³²-1.")
@@ -131,7 +142,7 @@ class Spec:
         """12 hex digits that name the run: over the fields read, with the content of data and encoder for their
         paths."""
         content = {name: value for name, value in asdict(self).items() if name in self.read()}
-        content["data"] = fingerprint
+        content |= {"data": fingerprint, "version": RESULTS_VERSION}
         if "encoder" in content:
             content["encoder"] = identity(self.encoder)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -207,6 +218,8 @@ def build(spec: Spec, prepared: Prepared) -> Recommender | Ranker:
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         method = METHODS[spec.method](material, **_arguments(METHODS[spec.method], spec))
+        if len(set(method.widths)) != 1:
+            raise InputError(f"method: {spec.method} has views of widths {method.widths}; a backbone reads one width.")
         length = spec.history_length + method.extra_tokens
         arguments = _arguments(BACKBONES[spec.backbone], spec) | {"width": method.widths[0], "length": length}
         return Recommender(method, BACKBONES[spec.backbone](**arguments))
@@ -246,10 +259,17 @@ def run(
     if threads < 1:
         raise InputError(f"threads: {threads} is below 1.")
     torch.set_num_threads(threads)
-    device = _device(device)
+    device = "cpu" if spec.method in RULES else _device(device)
+    # numpy's and scipy's own threads too: the order of their sums decides the last digits of a decomposition.
+    with threadpool_limits(threads):
+        return _run_once(spec, Path(root), folder, threads, device, memory_mb)
+
+
+def _run_once(spec: Spec, root: Path, folder: Path | None, threads: int, device: str, memory_mb: int):
+    """`run` with its arguments checked: find the folder, return what is finished there, or do the work alone."""
     prepared = prepare(spec)
     key = spec.key(prepared.dataset.fingerprint())
-    folder = Path(folder) if folder else Path(root) / key
+    folder = Path(folder) if folder else root / key
     if (finished := _stored_result(folder, key, spec)) is not None:
         return finished
     # Built before the folder is: wrong input leaves nothing behind.
@@ -307,7 +327,10 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
     """Fit, then rank validation and test targets with the best weights."""
     parts = prepared.split
     model.to(device)
-    train, valid, test = (Examples(parts, part, spec.history_length, device) for part in ("train", "valid", "test"))
+    train, valid, test = (
+        Examples(parts, part, spec.history_length, device, model.method.context(part))
+        for part in ("train", "valid", "test")
+    )
     with torch.no_grad():
         before = model.method.table().cpu()
     fitted = fit(model, train, valid, folder, memory_mb=memory_mb, **_arguments(fit, spec))
@@ -324,10 +347,9 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
         **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
     }
-    if isinstance(model.method, AlphaFuse):
-        row = model.method.row_dim
-        found |= {"nullity": model.method.nullity, "full_nullity": model.method.space.full_nullity,
-                  "row_space_identical": bool(torch.equal(before[:, :row], table[:, :row]))}
+    if frozen := model.method.frozen_dim:
+        found["row_space_identical"] = bool(torch.equal(before[:, :frozen], table[:, :frozen]))
+    found |= model.method.facts()
     return ranks, found
 
 
@@ -347,14 +369,18 @@ def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: st
 def run_all(
     specs: list[Spec], root: Path = Path("runs"), jobs: int | None = None, threads: int = 1, **options
 ) -> pd.DataFrame:
-    """Run specs side by side in `jobs` processes (default: one per `threads` cores) and return `stored` results.
+    """Run specs side by side in `jobs` processes and return their `stored` results.
+
+    Without `jobs` there is a process for every `threads` cores, or two where there is a GPU.
 
     Data are loaded and texts embedded once, before the processes start. A failed run does not stop the others.
 
     Raises:
         RuntimeError: after all have ended, naming the specs that failed.
     """
-    jobs = max(1, min(jobs or (os.cpu_count() or 1) // threads, len(specs)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = 2 if torch.cuda.is_available() else cores // threads  # processes on one GPU take turns
+    jobs = max(1, min(jobs or most, len(specs)))
     for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
         prepare(spec)
     failures = []
@@ -369,7 +395,11 @@ def run_all(
             try:
                 with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
                     futures = {pool.submit(run, spec, **arguments): spec for spec in specs}
-                    _collect(((futures[done], done.result) for done in as_completed(futures)), progress, failures)
+                    try:
+                        _collect(((futures[done], done.result) for done in as_completed(futures)), progress, failures)
+                    except BaseException:  # an interrupt stops what has not begun; what has is stored by the epoch
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise
             finally:
                 os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
     if failures:
@@ -399,6 +429,7 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
         for part in ("test", "test_consistent", "valid", "valid_consistent"):
             row |= {f"{part} {name}": value for name, value in result[part].items()}
         # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
+        row["notes"] = " ".join(result["notes"])
         rows.append(row | {"seed": spec.seed} | {f"spec {name}": value for name, value in asdict(spec).items()})
     return pd.DataFrame(rows)
 

@@ -39,7 +39,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def save(figure: Figure, name: str, folder: str | Path) -> Figure:
     """Write `name`.png and `name`.svg into `folder`, or nothing where `folder` is empty; the figure comes back."""
     for kind in ("png", "svg") if str(folder) else ():
-        with atomic(Path(folder) / f"{name}.{kind}") as temporary:
+        with plt.rc_context(_STYLE), atomic(Path(folder) / f"{name}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return figure
 

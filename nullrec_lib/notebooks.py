@@ -29,11 +29,12 @@ from nullrec_lib.progress import bar
 # A preset reaches the notebooks that declare its parameters; what it does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": [22, 23], "epochs": 5},
-    # The learning rate is the one of METHODS' four that validation prefers on the default data at this budget.
+    # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
     "standard": {"seeds": [22, 23, 24], "epochs": 40, "patience": 10, "lr": 0.01, "sweep_seeds": 1},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5},
 }
+TIMEOUTS_S = {"quick": 1800, "standard": 1800, "paper": 7 * 86_400}  # per notebook
 REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results
 LONGEST_CELL = 24  # lines of code; a longer cell hides a function that belongs into the library
 
@@ -223,11 +224,12 @@ def _earlier_runs(record: Path) -> dict[str, Any]:
 def reproduce(data: str = "shop", preset: str = "standard", name: str | None = None,
               parameters: dict[str, Any] | None = None, only: Sequence[str | int] | None = None,
               notebooks: Path = Path("notebooks"), reports: Path = Path("reports"),
-              timeout_s: float = 1800, progress: bool = True) -> Report:
+              timeout_s: float | None = None, progress: bool = True) -> Report:
     """Run the numbered notebooks in order into `reports/<name>/`, and go on past one that fails.
 
     Every notebook gets `data` and `report_dir`, and of the preset and `parameters` (which win) what it
-    declares. `only` selects by number or by name; `timeout_s` is for each notebook. `run.json` is brought up
+    declares. `only` selects by number or by name; `timeout_s` is for each notebook (default
+    `TIMEOUTS_S` of the preset). `run.json` is brought up
     to date after every notebook; what an earlier run left in the same folder keeps its files and entries.
 
     Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a notebook
@@ -242,6 +244,7 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
     report = Report(Path(reports) / folder_name)
     report.folder.mkdir(parents=True, exist_ok=True)
     record = report.folder / "run.json"
+    timeout_s = TIMEOUTS_S[preset] if timeout_s is None else timeout_s
     entries = _earlier_runs(record)
     about = {"name": folder_name, "data": data, "preset": preset, "started": _now(), **environment(),
              "threads": os.environ.get("OMP_NUM_THREADS")}

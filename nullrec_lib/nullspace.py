@@ -1,6 +1,6 @@
 """Where meaning ends: the spectrum of language embeddings, and its split into row space and null space.
 
-Σ = Cov(E) = U S Uᵀ with S descending (AlphaFuse §3.2; METHODS 3). S are eigenvalues of the covariance, that is
+Σ = Cov(E) = U S Uᵀ with S descending (AlphaFuse §3.2). S are eigenvalues of the covariance, that is
 variances, so to standardise a direction is to divide by √S. Directions with large S are the *row space*, where
 the texts differ; the rest is the *null space*, where an ID embedding can live without touching the meaning.
 """
@@ -103,7 +103,7 @@ def decompose(
         null_dim: the last `null_dim` kept directions are null.
         width: d_s + d_n, directions kept ("clip"); all of them by default. Nullity is counted in the kept
             width (the authors' code counts it in the full width and applies it to the clipped one, which
-            breaks; METHODS 11).
+            breaks).
         standardise: divide by √S in `all` kept directions (the authors' code), in the `row` space only (the
             paper's notes), or in `none`.
         basis: `principal`, or a `random` orthonormal one (the control), ordered by variance like the other.
@@ -197,15 +197,16 @@ def random_pairs(n: int, count: int, seed: int = 22) -> tuple[np.ndarray, np.nda
 
 def preservation(
     embeddings: np.ndarray, vectors: np.ndarray, neighbours: int = 10, sample: int = 2000, seed: int = 22
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How much of the meaning of `embeddings` (N, d_l) survives in final item `vectors` (N, d).
 
     Frozen columns prove little, as the other columns may drown them: both measures look at whole vectors.
 
     Returns:
         neighbour_overlap: mean share of an item's nearest neighbours by cosine that stay among its nearest
-            (over at most `sample` items; N must exceed `neighbours`).
-        cosine_rank_correlation: Spearman correlation of the two cosines over random pairs of items.
+            (over at most `sample` items; at most N-1 neighbours).
+        cosine_rank_correlation: Spearman correlation of the two cosines over random pairs of items; None where
+            one of them is constant.
     """
     n = len(embeddings)
     before, after = _unit(embeddings), _unit(vectors)
@@ -220,9 +221,12 @@ def preservation(
             near.append(np.argpartition(-similarity, k - 1, axis=1)[:, :k])
         overlap += sum(len(np.intersect1d(a, b)) for a, b in zip(*near))
     pairs = random_pairs(n, min(200_000, n * (n - 1)), seed)
+    first, second = cosines(embeddings, pairs), cosines(vectors, pairs)
+    # Spearman's correlation has no value where one side is constant (two items, or all equally far apart).
+    known = np.ptp(first) > 1e-12 and np.ptp(second) > 1e-12
     return {
         "neighbour_overlap": overlap / (len(rows) * k),
-        "cosine_rank_correlation": float(spearmanr(cosines(embeddings, pairs), cosines(vectors, pairs)).statistic),
+        "cosine_rank_correlation": float(spearmanr(first, second).statistic) if known else None,
     }
 
 

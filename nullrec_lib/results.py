@@ -20,6 +20,7 @@ PARTS = {
 
 def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.DataFrame:
     """Mean ± sd over seeds of `columns`, one row per value of `by` in order of appearance, and the seed count."""
+    _one_run_per_seed(frame, by)
     rows = []
     for value, group in frame.groupby(by, sort=False):
         row = {by: value, "seeds": group["seed"].nunique()}
@@ -36,6 +37,7 @@ def paired(frame: pd.DataFrame, column: str, reference: str = "base") -> pd.Data
     Seeds that only one of the two has are left out. With fewer than two shared seeds there is no test, and the
     method has no row.
     """
+    _one_run_per_seed(frame, "method")
     wide = frame.pivot(index="seed", columns="method", values=column)
     rows = []
     for method in [name for name in frame["method"].unique() if name != reference and reference in wide]:
@@ -47,6 +49,14 @@ def paired(frame: pd.DataFrame, column: str, reference: str = "base") -> pd.Data
         rows.append({"method": method, "difference": float(np.mean(both[method] - both[reference])), "low": low,
                      "high": high, "p": test.pvalue, "seeds": len(both)})
     return pd.DataFrame(rows)
+
+
+def _one_run_per_seed(frame: pd.DataFrame, by: str) -> None:
+    """ValueError where several runs share `by` and seed: two configurations are not two seeds of one."""
+    twice = frame.duplicated([by, "seed"])
+    if twice.any():
+        row = frame[twice].iloc[0]
+        raise ValueError(f"{by} {row[by]} has several runs with seed {row['seed']}: group by what tells them apart.")
 
 
 def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> str:
@@ -65,7 +75,10 @@ def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> 
         f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}; rules without training have "
         f"no seed. Learning rate {_values(frame, 'spec lr')}, at most {_values(frame, 'spec epochs')} epochs, "
         f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')}).",
+        f"Configuration: {_configuration(frame)}.",
     ]
+    if first["notes"]:
+        text.insert(2, first["notes"])
     for part, meaning in PARTS.items():
         columns = [f"{part} {name}" for name in METRICS]
         table = summary(frame, columns).rename(columns={f"{part} {name}": name for name in METRICS})
@@ -73,9 +86,11 @@ def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> 
         compared = paired(frame, f"{part} N@10", reference)
         if len(compared):
             text += [f"N@10 against {reference}, paired over seeds (95% interval of the difference, t-test):",
-                     markdown(compared.round({"difference": 4, "low": 4, "high": 4, "p": 4}))]
-    costs = frame.groupby("method", sort=False)[
-        ["params_trainable", "params_total", "best_epoch", "seconds_per_epoch", "seconds_per_evaluation"]].median()
+                     markdown(compared.assign(p=["<0.0001" if p < 1e-4 else f"{p:.4f}" for p in compared["p"]])
+                              .round({"difference": 4, "low": 4, "high": 4}))]
+    columns = ["params_trainable", "params_total", "nullity", "best_epoch", "seconds_per_epoch",
+               "seconds_per_evaluation"]
+    costs = frame.groupby("method", sort=False)[[column for column in columns if column in frame]].median()
     text += ["## Cost (medians)", markdown(costs.round(2).reset_index())]
     content = "\n\n".join(text) + "\n"
     if str(folder):
@@ -84,9 +99,19 @@ def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> 
     return content
 
 
+def _configuration(frame: pd.DataFrame) -> str:
+    """Every other field of the trained runs' specs, with all the values that it takes."""
+    said = {"data", "split", "keep", "encoder", "method", "backbone", "seed", "lr", "epochs", "patience", "select",
+            "neighbours"}
+    names = [column.removeprefix("spec ") for column in frame if column.startswith("spec ")]
+    return ", ".join(f"{name} {_values(frame, f'spec {name}')}" for name in names if name not in said)
+
+
 def _values(frame: pd.DataFrame, column: str) -> str:
     trained = frame[frame["params_trainable"] > 0]
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in trained[column].unique()) or "-"
+    values = ["none" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+              for value in trained[column].unique()]
+    return " or ".join(values) or "-"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -97,6 +122,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _cell(value) -> str:
+    if isinstance(value, float) and np.isnan(value):
+        return "-"
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

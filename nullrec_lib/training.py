@@ -44,11 +44,14 @@ class Recommender(nn.Module):
 
         The padding row of a table is no parameter: it is always zero.
         """
-        pad = self.method.n_items + 1
-        size = lambda t: t.numel() - (t.shape[1] if t.ndim == 2 and len(t) == pad else 0)
-        trainable = sum(size(p) for p in self.parameters() if p.requires_grad)
-        frozen = sum(size(p) for p in self.parameters() if not p.requires_grad)
-        return {"params_trainable": trainable, "params_total": trainable + frozen + sum(map(size, self.buffers()))}
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        for module in self.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                total -= module.embedding_dim
+                trainable -= module.embedding_dim if module.weight.requires_grad else 0
+        frozen = [getattr(self.method, name) for name in getattr(self.method, "frozen_tables", ())]
+        return {"params_trainable": trainable, "params_total": total + sum(t[:-1].numel() for t in frozen)}
 
 
 class Scorer:

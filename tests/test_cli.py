@@ -247,8 +247,8 @@ def test_a_mistake_elsewhere_is_one_sentence(arguments, said):
 
 
 @pytest.mark.parametrize("option, said", [
-    ("--width=0", "width"), ("--width=49", "width"), ("--scale=0", "embeddings"),
-    ("--scale=nan", "embeddings"),
+    ("--width=0", "width"), ("--width=49", "width"), ("--scale=0", "scale"),
+    ("--scale=nan", "scale"),
 ])
 def test_a_number_out_of_range_in_spectrum_is_one_sentence(option, said, encoder):
     assert_one_sentence(call("spectrum", "--data", "shop-tiny", "--encoder", encoder, option), said)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from nullrec_lib import data, experiments, training
 from nullrec_lib.backbones import BACKBONES
@@ -419,3 +420,42 @@ def test_ranks_are_whole_numbers(finished):
     _, _, folder = finished
     with safe_open(folder / "ranks.safetensors", "pt") as handle:
         assert all(handle.get_tensor(name).dtype == torch.int64 for name in handle.keys())
+
+
+def test_numpy_too_runs_on_the_threads_that_were_asked_for(tiny, tmp_path, monkeypatch):
+    """BLAS adds up in another order on more threads, which reaches the last digits of a decomposition."""
+    seen = []
+    build = experiments.build
+
+    def looking(*arguments):
+        seen.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+        return build(*arguments)
+
+    monkeypatch.setattr(experiments, "build", looking)
+    with threadpool_limits(3):
+        run(tiny(epochs=1), tmp_path, threads=2)
+        run(tiny(epochs=1, seed=1), tmp_path, threads=1)
+    assert seen == [{2}, {1}]
+
+
+def test_parameters_are_counted_where_items_and_dimensions_agree(tmp_path):
+    """N + 1 = width: no square matrix of the backbone may pass for a padded table."""
+    prepared = experiments.prepare(Spec(data="shop-tiny", method="popularity"))
+    embeddings = np.random.default_rng(0).standard_normal((120, 128)).astype(np.float32)
+    prepared = dataclasses.replace(prepared, embeddings=embeddings)
+    for method, trainable, frozen in (("base", 120 * 121, 0), ("frozen", 0, 120 * 121), ("alphafuse", 120 * 60, 120 * 121)):
+        model = experiments.build(Spec(data="shop-tiny", method=method, width=121), prepared)
+        backbone = sum(parameter.numel() for parameter in model.backbone.parameters())
+        counts = model.parameter_counts()
+        assert counts["params_trainable"] == backbone + trainable, method
+        assert counts["params_total"] == backbone + trainable + frozen, method
+
+
+def test_two_items_have_no_rank_correlation_and_still_a_result(tmp_path):
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    lines = [f"u{user}\ti{(user + step) % 2}\t{user * 10 + step}" for user in range(20) for step in range(3)]
+    (folder / "pair.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]))
+    (folder / "pair.item").write_text("item_id:token\ttitle:token_seq\ni0\tred hat\ni1\tblue shoe\n")
+    result = run(Spec(data=str(folder), method="base", epochs=1, width=4), tmp_path / "runs")
+    assert result["cosine_rank_correlation"] is None and result["neighbour_overlap"] == 1

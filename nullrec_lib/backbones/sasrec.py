@@ -1,4 +1,4 @@
-"""SASRec: self-attention over the history, state at its last position (Kang & McAuley 2018; METHODS 4)."""
+"""SASRec: self-attention over the history, state at its last position (Kang & McAuley 2018)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class SASRec(nn.Module):
         Args:
             width: d of one view.
             length: longest view, in tokens.
-            blocks: attention blocks (the authors' code runs one whatever it is told; METHODS 11).
+            blocks: attention blocks (the authors' code runs one whatever it is told).
             heads: attention heads; must divide `width`.
             dropout: probability, on inputs, attention weights and feed-forward.
             temperature: τ of InfoNCE; similarities are divided by it.

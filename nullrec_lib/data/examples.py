@@ -81,8 +81,12 @@ class Examples:
     def seen(self, index: Tensor) -> Tensor:
         """(B, W) int64: *all* items of the user before the target, left-padded with N; W the longest."""
         index = index.to(self.device)
-        longest = int((self.place[index] - self.begin[index]).max())
+        longest = self.longest_history(index)
         return self._before(index, max(longest, 1))
+
+    def longest_history(self, index: Tensor | slice = slice(None)) -> int:
+        """Most items before a target, over all examples or those of `index`."""
+        return int((self.place[index] - self.begin[index]).max())
 
     def _before(self, index: Tensor, width: int) -> Tensor:
         source = self.place[index, None] - torch.arange(width, 0, -1, device=self.device)

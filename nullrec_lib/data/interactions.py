@@ -106,7 +106,7 @@ def assemble(
     Args:
         items: columns `item_id`, `title`, `description` (str, unique `item_id`).
         interactions: columns `user_id`, `item_id` (str) and `timestamp` (float, finite), in source order.
-        clock: `auto` recognises timestamps that are 0…n-1 for every user as positions (METHODS: they are
+        clock: `auto` recognises timestamps that are 0…n-1 for every user as positions (they are
             not times); `time` or `position` overrides.
 
     Raises:
@@ -153,7 +153,7 @@ def assemble(
 
 
 def cut(dataset: Dataset, keep: str | None) -> Dataset:
-    """Keep each user's first or last interactions: `first:N`, `last:N`, or None for all (METHODS 1).
+    """Keep each user's first or last interactions: `first:N`, `last:N`, or None for all.
 
     The catalogue is untouched, so items that lose every interaction become cold.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nullrec_lib.errors import InputError
+
 
 def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None) -> Tensor:
     """(B, count) int64 items, uniform over all items but the target and, if given, `exclude`.
@@ -18,7 +20,7 @@ def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None
             The authors' code excludes the target only; that is the default.
 
     Raises:
-        ValueError: an example bans every item.
+        InputError: an example bans every item.
     """
     banned = target[:, None] if exclude is None else torch.cat([target[:, None], exclude], dim=1).sort(dim=1).values
     if exclude is not None:
@@ -28,7 +30,7 @@ def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None
     allowed = n_items - (banned < n_items).sum(dim=1, keepdim=True)
     # Without exclusions at most one id is banned, which needs no look at the data (and no device sync).
     if n_items < 2 or (exclude is not None and bool((allowed < 1).any())):
-        raise ValueError("an example bans every item, so no negative can be drawn for it.")
+        raise InputError("negatives: an example bans every item, so none can be drawn; set exclude_history=false.")
     drawn = torch.randint(2**62, (len(target), count), device=target.device) % allowed
     for column in banned.unbind(dim=1):
         drawn += drawn >= column[:, None]

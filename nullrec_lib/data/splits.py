@@ -1,4 +1,4 @@
-"""Which interactions train, validate and test: cold-start users and leave-one-out (METHODS 1).
+"""Which interactions train, validate and test: cold-start users and leave-one-out.
 
 A split is three lists of *targets*, each a place in one flat sequence of items. What an example may see is
 everything of the same user before its target, so a split holds no histories and cannot leak one.
@@ -72,7 +72,7 @@ def split(dataset: Dataset, protocol: str, min_history: int = 1, seed: int = 22)
     """Split a data set by one of `PROTOCOLS`.
 
     Args:
-        min_history: shortest history of an example, 0 or 1. 0 adds each user's first item as a target.
+        min_history: items in the shortest history of an example; 0 makes each user's first item a target too.
         seed: of the user shuffle that replaces time where the data set has positions only (cold-start).
 
     Raises:
@@ -130,7 +130,7 @@ def _leave_one_out(offsets: np.ndarray, min_history: int):
     """Last item test, the one before validation, the rest training."""
     lengths = np.diff(offsets)
     notes = []
-    # Test needs the last two items plus what min_history asks of the validation example's history.
+    # Two held-out items, and before them at least one that trains and is the validation example's history.
     long_enough = lengths >= 2 + max(min_history, 1)
     short = int((~long_enough & (lengths > 0)).sum())
     if short:

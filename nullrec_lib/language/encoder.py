@@ -1,4 +1,4 @@
-"""What is said: item texts → embeddings, cached with a record of what made them (METHODS 2)."""
+"""What is said: item texts → embeddings, cached with a record of what made them."""
 
 from __future__ import annotations
 
@@ -78,8 +78,14 @@ def _from_hub(encoder: str) -> Path:
 
 def weights_sha256(folder: Path) -> str:
     """SHA-256 over a model folder's *.safetensors files in name order (of the file itself where there is one)."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return _weights_sha256(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=8)
+def _weights_sha256(files: tuple[tuple[Path, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path, _ in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -148,7 +154,7 @@ def embed_items(items: pd.DataFrame, encoder: str = DEFAULT, cache: Path | None 
     Args:
         items: columns `item_id`, `title`, `description`; row i = item id i.
         encoder: a sentence-transformers model (see `find`), or a .safetensors file in this cache's format,
-            made elsewhere, with its JSON beside it.
+            made elsewhere, with its JSON beside it. Rows are brought to unit norm.
         cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
 
     Raises:
@@ -200,4 +206,7 @@ def _read(path: Path, ids: list[str]) -> np.ndarray:
         )
     if not np.isfinite(rows).all():
         raise InputError(f"{path}: row {int(np.argmin(np.isfinite(rows).all(axis=1)))} is not finite.")
-    return rows
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (norm == 0).any():
+        raise InputError(f"{path}: row {int(np.argmin(norm))} is zero, which is no embedding.")
+    return rows / norm

@@ -1,4 +1,4 @@
-"""AlphaFuse: ID embeddings learned in the null space of the language embeddings (METHODS 3)."""
+"""AlphaFuse: ID embeddings learned in the null space of the language embeddings."""
 
 from __future__ import annotations
 
@@ -63,25 +63,28 @@ class AlphaFuse(Method):
             standardise=standardise, basis=basis, weights=weights, seed=seed,
         )
         self.n_items, self.widths = material.n_items, (width,)
-        self.row_dim, self.nullity = self.space.row_dim, self.space.nullity
-        if self.row_dim == 0 and inject == "replace" and init == "zeros":
+        self.frozen_dim, self.nullity = self.space.row_dim, self.space.nullity
+        if self.frozen_dim == 0 and inject == "replace" and init == "zeros":
             raise InputError("init: zeros with inject=replace and no row space starts every item at zero; use normal.")
         language = torch.from_numpy(self.space.project(embeddings))
         if inject == "replace":
-            language[:, self.row_dim :] = 0
-        self.register_buffer("language", pad_row(language))
+            language[:, self.frozen_dim :] = 0
+        self.freeze_table("language", language)
         if self.nullity:
             start = torch.randn if init == "normal" else torch.zeros
             self.id = id_table(start(material.n_items, self.nullity))
             warm = (material.popularity > 0).float()[:, None]
-            self.register_buffer("warm", pad_row(warm) if cold == "zero" else None)
+            self.register_buffer("warm", pad_row(warm) if cold == "zero" else None, persistent=False)
 
     def vectors(self, ids: Tensor) -> Tensor:
         language = F.embedding(ids, self.language)
         if not self.nullity:
             return language
-        row, null = language.split([self.row_dim, self.nullity], dim=-1)
+        row, null = language.split([self.frozen_dim, self.nullity], dim=-1)
         learned = self.id(ids)
         if self.warm is not None:
             learned = learned * F.embedding(ids, self.warm)
         return torch.cat([row, null + learned], dim=-1)
+
+    def facts(self) -> dict[str, float]:
+        return {"nullity": self.nullity, "full_nullity": self.space.full_nullity}

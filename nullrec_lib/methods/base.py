@@ -1,4 +1,4 @@
-"""Base: one learned ID vector per item, no language (METHODS 5)."""
+"""Base: one learned ID vector per item, no language."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nullrec_lib.methods.method import Material, Method, pad_row
+from nullrec_lib.methods.method import Material, Method
 from nullrec_lib.nullspace import decompose
 
 
 class Frozen(Method):
     """The first `width` principal components of the scaled embeddings, not standardised, never trained.
 
-    AlphaFuse with `null_dim=0` is the same with standardised directions.
+    AlphaFuse with `null_dim=0` is the same, with standardised directions unless `standardise=none`.
     """
 
     def __init__(self, material: Material, width: int):
@@ -21,7 +21,8 @@ class Frozen(Method):
         self.n_items, self.widths = material.n_items, (width,)
         embeddings = material.embeddings.numpy()
         space = decompose(embeddings, null_dim=0, width=width, standardise="none")
-        self.register_buffer("language", pad_row(torch.from_numpy(space.project(embeddings))))
+        self.frozen_dim = width
+        self.freeze_table("language", torch.from_numpy(space.project(embeddings)))
 
     def vectors(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.language)

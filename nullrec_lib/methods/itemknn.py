@@ -28,15 +28,15 @@ class ItemKNN:
         similarity = (matrix.T @ matrix).tocsr()
         similarity.setdiag(0)
         similarity.eliminate_zeros()
-        self.similarity = _largest_per_row(similarity, neighbours).T.tocsr()
+        self.similarity = _largest_per_row(similarity, neighbours).astype(np.float32)
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) float32; row b is the sum of the similarities from the items of history b."""
         history = batch.history.cpu().numpy()
         n = self.similarity.shape[0]
         row, column = np.nonzero(history < n)
-        visits = sparse.csr_matrix((np.ones(len(row)), (row, history[row, column])), shape=(len(history), n))
-        return torch.from_numpy((visits @ self.similarity.T).toarray().astype(np.float32)).to(batch.history.device)
+        visits = sparse.csr_matrix((np.ones(len(row), np.float32), (row, history[row, column])), shape=(len(history), n))
+        return torch.from_numpy((visits @ self.similarity).toarray()).to(batch.history.device)
 
 
 def _largest_per_row(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:

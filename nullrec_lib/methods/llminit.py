@@ -1,4 +1,4 @@
-"""LLMInit: the ID table starts from the PCA of the language embeddings and is then trained (METHODS 5)."""
+"""LLMInit: the ID table starts from the PCA of the language embeddings and is then trained."""
 
 from __future__ import annotations
 

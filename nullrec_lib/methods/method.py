@@ -46,6 +46,8 @@ class Method(nn.Module):
     n_items: int
     widths: tuple[int, ...]
     """Width of each view; a backbone encodes every view, and a table row is as wide as all of them together."""
+    frozen_dim = 0
+    """Leading columns of the table that training must not move; a run checks that they are bit-identical."""
     extra_tokens = 0
     """Tokens that `views` puts before the history, such as a user-profile vector: right before its first item, so
     that the view is left-padded like the history itself."""
@@ -71,6 +73,20 @@ class Method(nn.Module):
             encode: turns another batch (similar users' histories) into states with the same backbone.
         """
         return None
+
+    def context(self, part: str) -> dict[str, Tensor]:
+        """What `Batch.context` shall hold for the examples of a part (`train`, `valid`, `test`): name → a row per
+        example, made from its visible history only."""
+        return {}
+
+    def facts(self) -> dict[str, float]:
+        """What the result of a run should say about this method, such as its nullity."""
+        return {}
+
+    def freeze_table(self, name: str, rows: Tensor) -> None:
+        """Keep rows (N, d) that are never trained under `name`, with a zero row for the padding id."""
+        self.register_buffer(name, pad_row(rows))
+        self.frozen_tables = (*getattr(self, "frozen_tables", ()), name)
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,5 @@ class TextKNN:
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) float32 cosines; an empty history gives zeros."""
-        self.unit = self.unit.to(batch.history.device)
         mean = F.normalize(F.embedding(batch.history, self.unit).sum(dim=1), dim=-1)
         return mean @ self.unit[:-1].T

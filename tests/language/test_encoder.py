@@ -219,12 +219,18 @@ def test_stored_rows_that_do_not_fit_are_an_error(tmp_path, model, encoded, brea
 
 def test_a_file_made_elsewhere(tmp_path, encoded):
     path = tmp_path / "mine.safetensors"
-    save_file({"embeddings": torch.arange(8.0).reshape(4, 2).half()}, path)
+    save_file({"embeddings": torch.arange(1.0, 9.0).reshape(4, 2).half()}, path)
     with pytest.raises(InputError, match=r"mine\.json beside it must both exist"):
         embed_items(ITEMS, str(path))
     (tmp_path / "mine.json").write_text(json.dumps({"item_ids": ["a", "b", "c", "d"]}))
     rows = embed_items(ITEMS, str(path))
-    assert rows.tolist() == np.arange(8.0).reshape(4, 2).tolist() and rows.dtype == np.float32
+    made = np.arange(1.0, 9.0).reshape(4, 2)
+    np.testing.assert_allclose(rows, made / np.linalg.norm(made, axis=1, keepdims=True), rtol=1e-6)
+    assert rows.dtype == np.float32
+    save_file({"embeddings": torch.arange(-2.0, 6.0).reshape(4, 2).clamp(min=0)}, path)
+    with pytest.raises(InputError, match="mine.safetensors: row 0 is zero"):
+        embed_items(ITEMS, str(path))
+    save_file({"embeddings": torch.from_numpy(made)}, path)
     with pytest.raises(InputError, match="other items"):
         embed_items(ITEMS[::-1], str(path))
     with pytest.raises(InputError, match="must both exist"):

@@ -288,7 +288,7 @@ def alphafuse(**options) -> Method:
                                      {"inject": "replace"}, {"basis": "random"}, {"cold": "zero"}], ids=str)
 def test_row_space_columns_are_bit_identical_after_training(options, trained):
     before, model = trained(spec("alphafuse", **options))
-    start, row = build(spec("alphafuse", **options), PREPARED).method.table(), model.method.row_dim
+    start, row = build(spec("alphafuse", **options), PREPARED).method.table(), model.method.frozen_dim
     after = model.method.table()
     assert 0 < row < WIDTH
     assert torch.equal(after[:, :row], start[:, :row])
@@ -297,7 +297,7 @@ def test_row_space_columns_are_bit_identical_after_training(options, trained):
 
 
 def test_half_of_the_width_is_null_space_by_default():
-    assert (alphafuse().nullity, alphafuse().row_dim) == (WIDTH // 2, WIDTH // 2)
+    assert (alphafuse().nullity, alphafuse().frozen_dim) == (WIDTH // 2, WIDTH // 2)
     assert alphafuse(null_dim=3).nullity == 3
 
 
@@ -344,7 +344,7 @@ def test_nullity_zero_is_frozen_text():
 
 def test_nullity_of_the_whole_width_is_pure_id():
     method = alphafuse(null_dim=WIDTH, inject="replace")
-    assert (method.row_dim, method.nullity) == (0, WIDTH)
+    assert (method.frozen_dim, method.nullity) == (0, WIDTH)
     assert torch.equal(method.table(), method.id.weight[:-1])
     assert alphafuse(threshold=1e9).nullity == WIDTH
 
@@ -356,10 +356,10 @@ def test_cold_zero_keeps_items_that_are_never_trained_at_their_language(trained)
     for options in ({"cold": "zero"}, {"cold": "zero", "inject": "replace"}):
         _, model = trained(spec("alphafuse", **options))
         method = model.method
-        learned = (method.table() - method.language[:-1])[:, method.row_dim :].detach()
+        learned = (method.table() - method.language[:-1])[:, method.frozen_dim :].detach()
         assert (learned[cold] == 0).all() and (learned[warm].norm(dim=1) > 0).all()
     _, model = trained(spec("alphafuse", cold="init"))
-    learned = (model.method.table() - model.method.language[:-1])[:, model.method.row_dim :].detach()
+    learned = (model.method.table() - model.method.language[:-1])[:, model.method.frozen_dim :].detach()
     assert (learned[cold].norm(dim=1) > 0).all()
 
 

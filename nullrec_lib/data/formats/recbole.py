@@ -91,7 +91,7 @@ def _items(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     attributes = [name for name, kind in other.items() if kind in TEXT]
     if "description" not in table:
         table["description"] = ""
-    # Item text is title + attributes + description (METHODS 2), so the attributes come first.
+    # Item text is title + attributes + description, so the attributes come first.
     labels = [*(f"{name}: " for name in attributes), ""]
     described = [
         ". ".join(label + value for label, value in zip(labels, values, strict=True) if value.strip())

@@ -1,0 +1,65 @@
+"""Figures: what was given is what is drawn, and files appear only where they are asked for."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from nullrec_lib import figures
+
+
+@pytest.fixture
+def curves():
+    return pd.DataFrame([{"method": method, "seed": seed, "epoch": epoch, "valid N@20": epoch / 10 + seed}
+                         for method in ("base", "alphafuse") for seed in (1, 2) for epoch in (1, 2, 3)])
+
+
+def test_spectrum_draws_every_value_and_the_null_space():
+    values = np.array([4.0, 2.0, 1.0, 0.0])
+    axes = figures.spectrum(values, width=3, null_dim=1, thresholds=(0.5,)).axes[0]
+    assert axes.lines[0].get_ydata()[:3].tolist() == [4.0, 2.0, 1.0]
+    assert axes.get_yscale() == "log" and axes.patches[0].get_x() == 2.5 and axes.patches[0].get_width() == 1
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["null space of the kept 3", "1 exactly null"]
+
+
+def test_histograms_name_mean_and_deviation():
+    figure = figures.similarity_histograms({"a": np.array([-0.004, 0.0]), "b": np.array([0.5, 0.5])})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a: 0.00 ± 0.00", "b: 0.50 ± 0.00"]
+
+
+def test_learning_curves_show_the_mean_over_seeds(curves):
+    axes = figures.learning_curves(curves, {"valid N@20": "authors"}).axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx([1.6, 1.7, 1.8]) and axes.get_title() == "authors"
+
+
+def test_a_sweep_shows_mean_and_deviation():
+    frame = pd.DataFrame({"nullity": [0, 0, 64], "x": [1.0, 3.0, 5.0]})
+    axes = figures.sweep(frame, "nullity", {"x": "authors"}, {"x": 2.5}).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0, 2], [64, 5]]
+    assert 2.5 in axes.lines[-1].get_ydata()
+
+
+def test_maps_have_a_scale_for_numbers_and_none_for_classes():
+    points = {"before": np.zeros((4, 2)), "after": np.ones((4, 2))}
+    assert len(figures.maps(points, np.array([0, 1, 0, 1]), "theme").axes) == 2
+    assert figures.maps(points, np.arange(4.0), "popularity").axes[-1].get_ylabel() == "popularity"
+
+
+def test_saving_is_asked_for_and_leaves_nothing_open(tmp_path, curves):
+    figure = figures.learning_curves(curves, {"valid N@20": "authors"})
+    assert figures.save(figure, "curves", "") is figure and not any(tmp_path.iterdir())
+    figures.save(figure, "curves", tmp_path / "report")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["curves.png", "curves.svg"]
+    first = (tmp_path / "report/curves.svg").read_bytes()
+    figures.save(figure, "curves", tmp_path / "report")
+    assert (tmp_path / "report/curves.svg").read_bytes() == first  # no date, no random ids
+    assert plt.get_fignums() == [] and plt.rcParams["font.size"] == plt.rcParamsDefault["font.size"]
+
+
+def test_a_plane_keeps_clusters_apart_and_is_seeded():
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(np.eye(2, 8), 20, axis=0) + 0.05 * rng.standard_normal((40, 8))
+    one, again = figures.plane(vectors, neighbours=5), figures.plane(vectors, neighbours=5)
+    assert one.shape == (40, 2) and (one == again).all()
+    gap = np.linalg.norm(one[:20].mean(0) - one[20:].mean(0))
+    assert gap > max(one[:20].std(), one[20:].std())

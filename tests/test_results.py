@@ -1,0 +1,69 @@
+"""Tables: built from stored runs, with what a reader needs to know."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+
+from nullrec_lib import experiments
+from nullrec_lib.experiments import Spec
+from nullrec_lib.results import markdown, paired, report, summary
+
+
+def rows(**methods):
+    return pd.DataFrame([{"method": method, "seed": seed, "x": x}
+                         for method, values in methods.items() for seed, x in enumerate(values)])
+
+
+def test_paired_is_the_t_test_on_differences_seed_by_seed():
+    frame = rows(base=[1.0, 2.0, 4.0], alphafuse=[1.5, 2.25, 5.0], lonely=[9.0])
+    table = paired(frame, "x").set_index("method")
+    reference = ttest_1samp([0.5, 0.25, 1.0], 0)
+    low, high = reference.confidence_interval(0.95)
+    assert table.index.tolist() == ["alphafuse"]  # one shared seed is no test
+    np.testing.assert_allclose(table.loc["alphafuse", ["difference", "low", "high", "p", "seeds"]].astype(float),
+                               [7 / 12, low, high, reference.pvalue, 3])
+    assert paired(rows(alphafuse=[1.0, 2.0]), "x").empty  # nothing to compare with
+
+
+@pytest.mark.parametrize("table", [lambda frame: summary(frame, ["x"]), lambda frame: paired(frame, "x")])
+def test_two_configurations_are_not_two_seeds(table):
+    twice = pd.concat([rows(base=[1.0, 2.0]), rows(base=[3.0])])
+    with pytest.raises(ValueError, match="method base has several runs with seed 0"):
+        table(twice)
+
+
+def test_a_markdown_table_shows_numbers_as_a_person_would():
+    table = pd.DataFrame({"name": ["a"], "count": [12345], "share": [0.123456], "none": [float("nan")]})
+    assert markdown(table).splitlines()[-1] == "| a | 12,345 | 0.1235 | - |"
+
+
+@pytest.fixture(scope="module")
+def positions(tmp_path_factory):
+    """A data set without times."""
+    folder = tmp_path_factory.mktemp("data") / "ordered"
+    folder.mkdir()
+    lines = [f"u{user}\ti{(user + step) % 9}\t{step}" for user in range(20) for step in range(5)]
+    (folder / "ordered.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]))
+    lines = [f"i{item}\tthing {item}" for item in range(9)]
+    (folder / "ordered.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *lines]))
+    return str(folder)
+
+
+def test_a_report_says_how_its_numbers_were_made(positions, tmp_path):
+    specs = [Spec(data=positions, method="popularity"), Spec(data=positions, method="itemknn", neighbours=3)]
+    frame = experiments.run_all(specs, tmp_path / "runs", jobs=1)
+    text = report(frame, tmp_path / "report")
+    assert "split by a shuffle with seed 22" in text  # every table of such a set has to say so
+    for said in ("20 users, 9 items, 100 interactions", "cold-start", "authors", "consistent", "| itemknn |"):
+        assert said in text
+    assert (tmp_path / "report/results.md").read_text() == text
+    stored = pd.read_csv(tmp_path / "report/results.csv")
+    assert stored["test N@10"].tolist() == frame["test N@10"].tolist()
+
+
+def test_no_folder_no_files(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = report(experiments.run_all([tiny(), tiny(method="base", seed=1)], tmp_path / "runs", jobs=1), "")
+    assert "negatives 8" in text and "Learning rate 0.001" in text and "nullity" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
