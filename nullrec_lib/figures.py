@@ -112,12 +112,15 @@ def maps(planes: dict[str, np.ndarray], colour: np.ndarray, label: str) -> Figur
 
 @_styled
 def learning_curves(frame: pd.DataFrame, columns: dict[str, str]) -> Figure:
-    """Validation curves per method, mean over the seeds still running at an epoch, band ± 1 sd.
+    """Validation curves per method, mean over seeds, band ± 1 sd, up to the epoch at which its first seed stopped:
+    beyond that, a mean over fewer seeds would jump.
 
     Args:
         frame: long, with `method`, `seed`, `epoch` and the named columns (`experiments.learning_curves`).
         columns: column → title, one panel each.
     """
+    last = frame.groupby(["method", "seed"])["epoch"].max().groupby("method").min()
+    frame = frame[frame["epoch"] <= frame["method"].map(last)]
     figure, axes = _axes(len(columns), squeeze=False)
     for ax, (column, title) in zip(axes[0], columns.items()):
         sns.lineplot(frame, x="epoch", y=column, hue="method", errorbar="sd", palette="colorblind", lw=1.3, ax=ax,

@@ -104,14 +104,15 @@ def _configuration(frame: pd.DataFrame) -> str:
     said = {"data", "split", "keep", "encoder", "method", "backbone", "seed", "lr", "epochs", "patience", "select",
             "neighbours"}
     names = [column.removeprefix("spec ") for column in frame if column.startswith("spec ")]
-    return ", ".join(f"{name} {_values(frame, f'spec {name}')}" for name in names if name not in said)
+    return ", ".join(f"{name} {_values(frame, f'spec {name}')}" for name in names
+                     if name not in said and _values(frame, f"spec {name}") != "none")
 
 
 def _values(frame: pd.DataFrame, column: str) -> str:
     trained = frame[frame["params_trainable"] > 0]
     values = ["none" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
               for value in trained[column].unique()]
-    return " or ".join(values) or "-"
+    return " or ".join(value for value in values if value != "none" or len(values) == 1) or "-"
 
 
 def markdown(table: pd.DataFrame) -> str:

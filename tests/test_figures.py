@@ -32,6 +32,12 @@ def test_learning_curves_show_the_mean_over_seeds(curves):
     assert axes.lines[0].get_ydata() == pytest.approx([1.6, 1.7, 1.8]) and axes.get_title() == "authors"
 
 
+def test_learning_curves_end_with_the_first_seed_that_stopped(curves):
+    short = curves[~((curves["method"] == "base") & (curves["seed"] == 2) & (curves["epoch"] == 3))]
+    axes = figures.learning_curves(short, {"valid N@20": "authors"}).axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines[:2]] == [[1, 2], [1, 2, 3]]
+
+
 def test_a_sweep_shows_mean_and_deviation():
     frame = pd.DataFrame({"nullity": [0, 0, 64], "x": [1.0, 3.0, 5.0]})
     axes = figures.sweep(frame, "nullity", {"x": "authors"}, {"x": 2.5}).axes[0]
