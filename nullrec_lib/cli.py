@@ -71,8 +71,8 @@ def run(
 
     nullrec run --data shop --method alphafuse --set null_dim=32 --json
     """
-    from nullrec_lib.experiments import Spec, parse
     from nullrec_lib.experiments import run as run_spec
+    from nullrec_lib.spec import Spec, parse
 
     chosen: dict[str, Any] = {"method": method, "data": data, "split": split, "backbone": backbone, "seed": seed}
     if epochs is not None:

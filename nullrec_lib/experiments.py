@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
-import platform
-import resource
-import subprocess
-import sys
 import time
-import types
-import typing
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,153 +18,24 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-import nullrec_lib
 from nullrec_lib import data
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.interactions import Dataset, cut
-from nullrec_lib.data.splits import PROTOCOLS as SPLITS
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
-from nullrec_lib.evaluation import PROTOCOLS, Ranker, metrics, rank_all
+from nullrec_lib.evaluation import Ranker, metrics, rank_all
 from nullrec_lib.files import alone, write_json, write_tensors
-from nullrec_lib.language.encoder import DEFAULT, embed_items, identity
+from nullrec_lib.language.encoder import embed_items, identity
+from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
 from nullrec_lib.progress import bar
+from nullrec_lib.spec import Spec
 from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit
 
 SPEC, RESULT = "spec.json", "result.json"
-RESULTS_VERSION = 1
-"""Part of every run's key: raised with each change that moves numbers, so that old results are not taken for new."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Everything that decides a result. Defaults follow the authors' code."""
-
-    # data
-    data: str = "shop"  # a name or a folder, see data.load
-    clock: str = "auto"  # auto | time | position: what timestamps are
-    keep: str | None = None  # first:N | last:N interactions per user
-    split: str = "cold-start"  # cold-start | leave-one-out
-    min_history: int = 1  # items in the shortest history
-    split_seed: int = 22  # of the user shuffle, where there are no times
-    history_length: int = 10  # items of a history that the model sees
-    # language
-    encoder: str = DEFAULT  # a name, a model folder, or a .safetensors file of embeddings
-    scale: float | None = None  # of unit-norm embeddings; None is √d_l
-    # method
-    method: str = "alphafuse"
-    width: int = 128  # d, dimensions of an item vector
-    threshold: float | None = None  # null space: S ≤ threshold (variance of scaled embeddings) …
-    relative_threshold: float | None = None  # … or S ≤ this · mean variance …
-    null_dim: int | None = None  # … or this many dimensions; without any of the three, half of the width
-    standardise: str = "all"  # all | row | none
-    basis: str = "principal"  # principal | random
-    weighting: str = "uniform"  # uniform | popularity
-    inject: str = "add"  # add | replace
-    init: str = "normal"  # normal | zeros
-    cold: str = "init"  # init | zero: ID part of items that are never trained on
-    neighbours: int = 100  # of ItemKNN, per item
-    # backbone
-    backbone: str = "sasrec"
-    blocks: int = 1
-    heads: int = 1
-    dropout: float = 0.1
-    temperature: float = 0.07
-    negatives: int = 64  # per example
-    exclude_history: bool = False  # from the negatives
-    # training
-    lr: float = 1e-3
-    batch_size: int = 256  # examples
-    epochs: int = 300  # at most
-    patience: int = 20  # epochs without a better validation N@20
-    select: str = "authors"  # scoring protocol that early stopping looks at: authors | consistent
-    seed: int = 22
-
-    def __post_init__(self):
-        for f in fields(self):  # scale=40 and scale=40.0 are one run
-            if "float" in f.type and isinstance(getattr(self, f.name), int):
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))
-        hints = typing.get_type_hints(Spec)
-        for name, value in asdict(self).items():
-            if not isinstance(value, hints[name]) or isinstance(value, bool) and hints[name] is not bool:
-                raise InputError(f"{name}: {value!r} is not of type {getattr(hints[name], '__name__', hints[name])}.")
-        choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS),
-                   "split": list(SPLITS), "clock": list(data.CLOCKS)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-        # One dimension alone would be normed to a constant.
-        lowest = {"history_length": 1, "width": 2, "neighbours": 1, "batch_size": 1, "epochs": 1, "patience": 1,
-                  "min_history": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise InputError(f"{name}: {getattr(self, name)} is below {low}.")
-        for name in ("seed", "split_seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise InputError(f"{name}: {getattr(self, name)} is not between 0 and 2³²-1.")
-        for name in ("lr", "scale", "temperature"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
-        shared = {"seed", "backbone", "encoder", "scale", "epochs", "patience"}  # a table's rows have them in common
-        heard = self.read() | shared
-        idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]
-        if idle:
-            raise InputError(f"{idle[0]}: method {self.method} does not read it, so it would change nothing.")
-
-    def read(self) -> set[str]:
-        """Names of the fields that can change this spec's result."""
-        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "method"}
-        if self.reads_language:
-            names |= {"encoder", "scale"}
-        readers = [METHODS.get(self.method) or RULES[self.method]]
-        if self.method in METHODS:
-            names.add("backbone")
-            readers += [BACKBONES[self.backbone], fit]
-        return names | {name for reader in readers for name in inspect.signature(reader).parameters} & set(asdict(self))
-
-    @property
-    def reads_language(self) -> bool:
-        """Whether the run needs embeddings; every trained method does, for its preservation is measured."""
-        return self.method in METHODS or getattr(RULES[self.method], "reads_language", True)
-
-    def key(self, fingerprint: str) -> str:
-        """12 hex digits that name the run: over the fields read, with the content of data and encoder for their
-        paths."""
-        content = {name: value for name, value in asdict(self).items() if name in self.read()}
-        content |= {"data": fingerprint, "version": RESULTS_VERSION}
-        if "encoder" in content:
-            content["encoder"] = identity(self.encoder)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def parse(assignments: list[str]) -> dict[str, Any]:
-    """`["lr=1e-3", "keep=last:50", "threshold=none"]` → values typed as in `Spec`.
-
-    Raises:
-        InputError: not key=value, no such field, or a value that is not of the field's type.
-    """
-    hints = typing.get_type_hints(Spec)
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or name not in hints:
-            raise InputError(f"--set {assignment}: write key=value with a key among {', '.join(hints)}.")
-        options = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
-        kind = options[0]
-        try:
-            if type(None) in options and text.lower() == "none":
-                values[name] = None
-            elif kind is bool:
-                values[name] = {"true": True, "false": False}[text.lower()]
-            else:
-                values[name] = kind(text)
-        except (ValueError, KeyError):
-            raise InputError(f"--set {assignment}: {text!r} is not {kind.__name__}.") from None
-    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +123,7 @@ def run(
     if threads < 1:
         raise InputError(f"threads: {threads} is below 1.")
     torch.set_num_threads(threads)
-    device = "cpu" if spec.method in RULES else _device(device)
+    device = "cpu" if spec.method in RULES else choose_device(device)
     # numpy's and scipy's own threads too: the order of their sums decides the last digits of a decomposition.
     with threadpool_limits(threads):
         return _run_once(spec, Path(root), folder, threads, device, memory_mb)
@@ -315,7 +179,7 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
         result[f"{part}_consistent"] = metrics(ranks[part, "consistent"])
     result |= found | counts | {
         "n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": dataset.n_interactions,
-        "seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(device),
+        "seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(device),
         "threads": threads, "device": device, "spec": asdict(spec),
     }
     write_json(folder / RESULT, result)
@@ -453,47 +317,3 @@ def _finished(spec: Spec, root: Path) -> Path:
     if not (folder / RESULT).exists():
         raise InputError(f"{folder}: no finished run of {spec.method} with seed {spec.seed}; run it first.")
     return folder
-
-
-def environment() -> dict[str, Any]:
-    """What a result depends on besides its spec: versions, machine, the checkout's commit if there is one."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "nullrec": nullrec_lib.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": gpu or platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` if it was changed since; None without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _device(name: str) -> str:
-    there = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if there else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device: {name!r} is not one of auto, cpu, cuda.")
-    if name == "cuda" and not there:
-        raise InputError("device: there is no CUDA device here; use auto or cpu.")
-    return name
-
-
-def _peak_memory_mb(device: str) -> float:
-    """Most memory so far: of the tensors on a GPU, or resident of the whole process (earlier runs included)."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -13,7 +13,6 @@ from typing import Any, Iterator
 import torch
 from safetensors.torch import save_file
 
-
 _UNFINISHED = ".unfinished"
 
 

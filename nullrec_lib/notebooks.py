@@ -22,8 +22,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from nullrec_lib.data import SHOPS, locate
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import environment
 from nullrec_lib.files import write_json
+from nullrec_lib.machine import environment
 from nullrec_lib.progress import bar
 
 # A preset reaches the notebooks that declare its parameters; what it does not name keeps its default.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nullrec_lib import data
-from nullrec_lib.experiments import Spec
+from nullrec_lib.spec import Spec
 from nullrec_lib.files import write_json, write_tensors
 
 

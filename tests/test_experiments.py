@@ -19,8 +19,9 @@ from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.backbones.sasrec import SASRec
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics
-from nullrec_lib.experiments import Spec, learning_curves, parse, prepare, run, run_all
+from nullrec_lib.experiments import learning_curves, prepare, run, run_all
 from nullrec_lib.results import summary
+from nullrec_lib.spec import Spec, parse
 
 CLOCKS = {"seconds", "seconds_per_epoch", "seconds_per_evaluation", "evaluation_seconds", "peak_memory_mb"}
 

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from nullrec_lib import experiments
-from nullrec_lib.experiments import Spec
 from nullrec_lib.results import markdown, paired, report, summary
+from nullrec_lib.spec import Spec
 
 
 def rows(**methods):

@@ -39,7 +39,7 @@ class Material:
 class Method(nn.Module):
     """Item vectors, and if any an extra loss. Subclasses set `widths` and define `vectors`.
 
-    A constructor takes `material` and then, by the names they have in `experiments.Spec`, just the parameters
+    A constructor takes `material` and then, by the names they have in `spec.Spec`, just the parameters
     that it reads.
     """
 

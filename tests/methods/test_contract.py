@@ -10,7 +10,7 @@ from nullrec_lib.data.examples import Batch, Examples, View
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics, rank_all
-from nullrec_lib.experiments import Prepared, Spec, build
+from nullrec_lib.experiments import Prepared, build
 from nullrec_lib.files import write_tensors
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.itemknn import ItemKNN
@@ -18,6 +18,7 @@ from nullrec_lib.methods.method import Material, Method, id_table, pad_row
 from nullrec_lib.methods.popularity import Popularity
 from nullrec_lib.methods.textknn import TextKNN
 from nullrec_lib.nullspace import decompose
+from nullrec_lib.spec import Spec
 from nullrec_lib.training import Scorer, _load, fit
 
 N, LENGTH, WIDTH = 40, 6, 16
