@@ -50,7 +50,7 @@ class Recommender(nn.Module):
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 total -= module.embedding_dim
                 trainable -= module.embedding_dim if module.weight.requires_grad else 0
-        frozen = [getattr(self.method, name) for name in getattr(self.method, "frozen_tables", ())]
+        frozen = [getattr(self.method, name) for name in self.method.frozen_tables]
         return {"params_trainable": trainable, "params_total": total + sum(t[:-1].numel() for t in frozen)}
 
 

@@ -48,6 +48,8 @@ class Method(nn.Module):
     """Width of each view; a backbone encodes every view, and a table row is as wide as all of them together."""
     frozen_dim = 0
     """Leading columns of the table that training must not move; a run checks that they are bit-identical."""
+    frozen_tables: tuple[str, ...] = ()
+    """Names of the tables that `freeze_table` keeps."""
     extra_tokens = 0
     """Tokens that `views` puts before the history, such as a user-profile vector: right before its first item, so
     that the view is left-padded like the history itself."""
@@ -86,7 +88,7 @@ class Method(nn.Module):
     def freeze_table(self, name: str, rows: Tensor) -> None:
         """Keep rows (N, d) that are never trained under `name`, with a zero row for the padding id."""
         self.register_buffer(name, pad_row(rows))
-        self.frozen_tables = (*getattr(self, "frozen_tables", ()), name)
+        self.frozen_tables = (*self.frozen_tables, name)
 
     @property
     def device(self) -> torch.device:
