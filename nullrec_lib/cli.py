@@ -121,12 +121,13 @@ def spectrum(
     dataset = data_sets.load(data)
     unit = embed_items(dataset.items, encoder or DEFAULT)
     scale = unit.shape[1] ** 0.5 if scale is None else scale
-    values = decompose(unit * scale, null_dim=0).spectrum
+    space = decompose(unit * scale, null_dim=0)
+    values = space.spectrum
     rows = nullities(unit * scale, width)
     result = {
         "data": dataset.name, "encoder": encoder or DEFAULT, "n_items": len(unit), "dimensions": unit.shape[1],
         "scale": scale, "width": width, "singular_values": values.tolist(),
-        "exactly_null": int((values <= 1e-9 * values[0]).sum()),
+        "exactly_null": int((space.gain == 0).sum()),
         "variance_kept": float(values[:width].sum() / values.sum()), "nullities": rows,
     }
     if as_json:

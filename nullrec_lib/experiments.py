@@ -63,14 +63,19 @@ def _changed(name: str) -> int:
 
 
 @lru_cache(maxsize=2)
+def _dataset(name, clock, changed) -> Dataset:
+    return data.load(name, clock)
+
+
+@lru_cache(maxsize=2)
 def _interactions(name, clock, changed, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
-    dataset = cut(data.load(name, clock), keep)
+    dataset = cut(_dataset(name, clock, changed), keep)
     return dataset, split(dataset, protocol, min_history, split_seed)
 
 
 @lru_cache(maxsize=2)
 def _embeddings(name, clock, changed, encoder, encoder_identity, scale) -> np.ndarray:
-    unit = embed_items(data.load(name, clock).items, encoder)
+    unit = embed_items(_dataset(name, clock, changed).items, encoder)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 
 
@@ -292,8 +297,8 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
         row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
         for part in ("test", "test_consistent", "valid", "valid_consistent"):
             row |= {f"{part} {name}": value for name, value in result[part].items()}
-        # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
         row["notes"] = " ".join(result["notes"])
+        # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
         rows.append(row | {"seed": spec.seed} | {f"spec {name}": value for name, value in asdict(spec).items()})
     return pd.DataFrame(rows)
 
