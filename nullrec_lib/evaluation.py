@@ -53,43 +53,54 @@ def target_ranks(scores: Tensor, target: Tensor, hidden: Tensor | None = None) -
 def rank_all(
     ranker: Ranker,
     examples: Examples,
-    item_scale: Tensor | None = None,
+    similarity: tuple[Tensor, Tensor] | None = None,
     memory_mb: int = 256,
     what: str = "ranking",
+    sampled: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Ranks of all examples' targets under both `PROTOCOLS`, in one pass over the scores.
 
     Args:
-        item_scale: (N,) what turns raw scores into the similarity trained with (1/‖item‖ for cosine, as the
-            state's norm does not change a ranking); None where raw scores are that already.
+        similarity: factor and summand per item, (N,) each, that turn raw scores into the similarity trained with, up
+            to what all items of a query share; None where raw scores are that already.
         memory_mb: most that scores and their masks may take at once; examples are ranked in chunks.
+        sampled: (n_examples, n) int64 items; each target is also ranked among itself and these alone.
 
-    Returns: protocol → (n_examples,) int64 ranks on the CPU.
+    Returns: protocol → (n_examples,) int64 ranks on the CPU; with `sampled` also `<protocol>_sampled`.
     """
     # Per score a float32, its comparison, the mask and its negation, the NaN test; per earlier item three integers.
     # More rows than the cap would gain nothing, and states take memory too.
     per_row = 8 * examples.n_items + 24 * examples.longest_history()
     rows = max(1, min(memory_mb * 2**20 // per_row, 2048))
-    ranks: dict[str, list[Tensor]] = {name: [] for name in PROTOCOLS}
+    ranks: dict[str, list[Tensor]] = {}
     with torch.no_grad(), bar(what=what, total=len(examples), unit="example") as progress:
         for index in torch.arange(len(examples)).split(rows):
             batch = examples.batch(index)
             scores = ranker.scores(batch)
-            ranks["authors"].append(target_ranks(scores, batch.target))
-            if item_scale is not None:
-                scores.mul_(item_scale)
-            ranks["consistent"].append(target_ranks(scores, batch.target, examples.seen(index)))
+            for name in PROTOCOLS:
+                hidden = None
+                if name == "consistent":
+                    hidden = examples.seen(index)
+                    if similarity is not None:
+                        scores.mul_(similarity[0]).add_(similarity[1])
+                ranks.setdefault(name, []).append(target_ranks(scores, batch.target, hidden))
+                if sampled is not None:
+                    few = torch.cat([batch.target[:, None], sampled[index].to(scores.device)], dim=1)
+                    few = target_ranks(scores.gather(1, few), torch.zeros_like(batch.target))
+                    ranks.setdefault(f"{name}_sampled", []).append(few)
             progress.update(len(index))
     return {name: torch.cat(parts).cpu() for name, parts in ranks.items()}
 
 
-def metrics(ranks: Tensor) -> dict[str, float]:
-    """R@K, N@K and M@K for K in `CUTOFFS`, means over examples with one relevant item each.
+def metrics(ranks: Tensor) -> dict[str, float | None]:
+    """R@K, N@K and M@K for K in `CUTOFFS`, means over examples with one relevant item each; None without examples.
 
     R@K = [rank ≤ K], N@K = [rank ≤ K] / log2(rank + 1), M@K = [rank ≤ K] / rank.
     """
     rank = ranks.double()
     result = {}
+    if not len(rank):
+        return {f"{name}@{k}": None for k in CUTOFFS for name in "RNM"}
     for k in CUTOFFS:
         hit = (rank <= k).double()
         result[f"R@{k}"] = float(hit.mean())

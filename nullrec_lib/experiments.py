@@ -19,8 +19,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from nullrec_lib import data
-from nullrec_lib.backbones import BACKBONES
+from nullrec_lib.backbones import BACKBONES, WIDTHS
 from nullrec_lib.data.examples import Examples
+from nullrec_lib.data.groups import groups, thresholds, untouched
 from nullrec_lib.data.interactions import Dataset, cut
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
@@ -86,11 +87,12 @@ def build(spec: Spec, prepared: Prepared) -> Recommender | Ranker:
         return RULES[spec.method](material, **_arguments(RULES[spec.method], spec))
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
-        method = METHODS[spec.method](material, **_arguments(METHODS[spec.method], spec))
+        width = spec.width or WIDTHS[spec.backbone] or prepared.embeddings.shape[1]
+        method = METHODS[spec.method](material, **_arguments(METHODS[spec.method], spec) | {"width": width})
         if len(set(method.widths)) != 1:
             raise InputError(f"method: {spec.method} has views of widths {method.widths}; a backbone reads one width.")
         length = spec.history_length + method.extra_tokens
-        arguments = _arguments(BACKBONES[spec.backbone], spec) | {"width": method.widths[0], "length": length}
+        arguments = _arguments(BACKBONES[spec.backbone], spec) | {"widths": method.widths, "length": length}
         return Recommender(method, BACKBONES[spec.backbone](**arguments))
 
 
@@ -171,17 +173,28 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     started = time.perf_counter()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    # Sampled metrics are leave-one-out's custom; under cold-start users all items are ranked.
+    loo = spec.split == "leave-one-out"
+    sampled = torch.from_numpy(untouched(parts, "test", seed=spec.split_seed)) if loo else None
     work = _rule if spec.method in RULES else _train
-    ranks, found = work(spec, prepared, model, folder, device, memory_mb)
+    ranks, found = work(spec, prepared, model, folder, device, memory_mb, sampled)
     write_tensors(folder / "ranks.safetensors", {f"{part}_{name}": r for (part, name), r in ranks.items()})
     result = {
         "key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
         "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,
         "seed": spec.seed,
     }
-    for part in ("test", "valid"):
-        result[part] = metrics(ranks[part, "authors"])
-        result[f"{part}_consistent"] = metrics(ranks[part, "consistent"])
+    for (part, name), rank in ranks.items():
+        result[_place(part, name)] = metrics(rank)
+    limits = {name: getattr(spec, name) for name in ("tail_user", "tail_item")}
+    members = {name: torch.from_numpy(mask) for name, mask in groups(parts, "test", **limits).items()}
+    result["groups"] = {
+        _place(part, name): {group: metrics(rank[mask]) | {"n": int(mask.sum())} for group, mask in members.items()}
+        for (part, name), rank in ranks.items() if part == "test"
+    }
+    result["thresholds"] = thresholds(parts, "test", **limits)
+    if sampled is not None:
+        result["sampled_items"] = sampled.shape[1]
     result |= found | counts | {
         "n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": dataset.n_interactions,
         "seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(device),
@@ -192,29 +205,35 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     return result
 
 
-def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, device: str, memory_mb: int):
+def _place(part: str, protocol: str) -> str:
+    """Where a result keeps the metrics of a part under a protocol: `test`, `test_consistent`, `test_sampled`, …"""
+    return f"{part}_{protocol}".replace("_authors", "")
+
+
+def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, device: str, memory_mb: int,
+           sampled: torch.Tensor | None):
     """Fit, then rank validation and test targets with the best weights."""
     parts = prepared.split
     model.to(device)
-    train, valid, test = (
-        Examples(parts, part, spec.history_length, device, model.method.context(part))
-        for part in ("train", "valid", "test")
-    )
-    with torch.no_grad():
-        before = model.method.table().cpu()
+    train, valid, test = (Examples(parts, part, spec.history_length, device) for part in ("train", "valid", "test"))
+    for examples in (train, valid, test):
+        examples.context = model.method.context(examples)
+    before = Scorer(model).table.cpu()
     fitted = fit(model, train, valid, folder, memory_mb=memory_mb, **_arguments(fit, spec))
     scorer = Scorer(model)
     table = scorer.table.cpu()
     ranks = {
         (part, name): r
         for part, examples in (("valid", valid), ("test", test))
-        for name, r in rank_all(scorer, examples, scorer.item_scale, memory_mb, f"ranking {part}").items()
+        for name, r in rank_all(scorer, examples, scorer.similarity, memory_mb, f"ranking {part}",
+                                sampled if part == "test" else None).items()
     }
     median = lambda name: float(np.median([entry[name] for entry in fitted.history]))
     found: dict[str, Any] = {
         "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
         **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
+        "spread_kept": _spread(table) / _spread(before),
     }
     if frozen := model.method.frozen_dim:
         found["row_space_identical"] = bool(torch.equal(before[:, :frozen], table[:, :frozen]))
@@ -222,13 +241,20 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
     return ranks, found
 
 
-def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: str, memory_mb: int):
+def _spread(table: torch.Tensor) -> float:
+    """Total variance of the item vectors: near zero when they have collapsed to one point."""
+    return float(table.double().var(dim=0, correction=0).sum())
+
+
+def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: str, memory_mb: int,
+          sampled: torch.Tensor | None):
     """Rank validation and test targets by a rule without training, on the CPU."""
     ranks, seconds = {}, 0.0
     for part in ("valid", "test"):
         examples = Examples(prepared.split, part, spec.history_length)
         started = time.perf_counter()
-        for name, r in rank_all(rule, examples, None, memory_mb, f"ranking {part}").items():
+        few = sampled if part == "test" else None
+        for name, r in rank_all(rule, examples, None, memory_mb, f"ranking {part}", few).items():
             ranks[part, name] = r
         seconds = time.perf_counter() - started
     return ranks, {"best_epoch": 0, "epochs": 0, "seconds_per_epoch": 0.0, "seconds_per_evaluation": seconds,
@@ -295,8 +321,10 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
     for spec in specs:
         result = json.loads((_finished(spec, root) / RESULT).read_text(encoding="utf-8"))
         row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
-        for part in ("test", "test_consistent", "valid", "valid_consistent"):
+        for part in [name for name in result if name.startswith(("test", "valid")) and isinstance(result[name], dict)]:
             row |= {f"{part} {name}": value for name, value in result[part].items()}
+        for part, members in result["groups"].items():
+            row |= {f"{part} {group} {name}": value for group, of in members.items() for name, value in of.items()}
         row["notes"] = " ".join(result["notes"])
         # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
         rows.append(row | {"seed": spec.seed} | {f"spec {name}": value for name, value in asdict(spec).items()})

@@ -16,10 +16,10 @@ from nullrec_lib.data.splits import PROTOCOLS as SPLITS
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import PROTOCOLS
 from nullrec_lib.language.encoder import DEFAULT, identity
-from nullrec_lib.methods import METHODS, RULES
+from nullrec_lib.methods import METHODS, ONLY, RULES, runs_on
 from nullrec_lib.training import fit
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Part of every run's key: raised with each change that moves numbers, so that old results are not taken for new."""
 
 
@@ -33,14 +33,16 @@ class Spec:
     keep: str | None = None  # first:N | last:N interactions per user
     split: str = "cold-start"  # cold-start | leave-one-out
     min_history: int = 1  # items in the shortest history
-    split_seed: int = 22  # of the user shuffle, where there are no times
+    split_seed: int = 22  # of the user shuffle, where there are no times, and of the items of sampled metrics
     history_length: int = 10  # items of a history that the model sees
+    tail_user: int | None = None  # users with fewer interactions are tail; None is the 80/20 rule
+    tail_item: int | None = None  # items with fewer training interactions are tail; None is the 80/20 rule
     # language
     encoder: str = DEFAULT  # a name, a model folder, or a .safetensors file of embeddings
     scale: float | None = None  # of unit-norm embeddings; None is √d_l
     # method
     method: str = "alphafuse"
-    width: int = 128  # d, dimensions of an item vector
+    width: int | None = None  # d, dimensions of an item vector; None is 128 on sasrec and d_l on dreamrec
     threshold: float | None = None  # null space: S ≤ threshold (variance of scaled embeddings) …
     relative_threshold: float | None = None  # … or S ≤ this · mean variance …
     null_dim: int | None = None  # … or this many dimensions; without any of the three, half of the width
@@ -50,6 +52,13 @@ class Spec:
     inject: str = "add"  # add | replace
     init: str = "normal"  # normal | zeros
     cold: str = "init"  # init | zero: ID part of items that are never trained on
+    experts: int = 8  # of UniSRec
+    adaptor_dropout: float = 0.2  # of UniSRec, on the language embedding
+    alignment: str = "contrastive"  # contrastive | cosine: RLMRec's extra loss
+    beta: float = 0.1  # weight of RLMRec's and LLM-ESR's item loss
+    align_temperature: float = 0.2  # of that loss
+    alpha: float = 0.1  # weight of LLM-ESR's self-distillation
+    similar_users: int = 10  # teachers in it, per example
     neighbours: int = 100  # of ItemKNN, per item
     # backbone
     backbone: str = "sasrec"
@@ -59,6 +68,11 @@ class Spec:
     temperature: float = 0.07
     negatives: int = 64  # per example
     exclude_history: bool = False  # from the negatives
+    noise_steps: int = 2000  # T of the diffusion
+    sampling_steps: int = 20  # of DDIM
+    guidance: float = 5.0  # w, classifier-free
+    unconditional: float = 0.1  # share of training examples without their state
+    detach_target: bool = False  # no gradient into the target of the squared error
     # training
     lr: float = 1e-3
     batch_size: int = 256  # examples
@@ -82,9 +96,9 @@ class Spec:
                 raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         # One dimension alone would be normed to a constant.
         lowest = {"history_length": 1, "width": 2, "neighbours": 1, "batch_size": 1, "epochs": 1, "patience": 1,
-                  "min_history": 0}
+                  "min_history": 0, "tail_user": 1, "tail_item": 1}
         for name, low in lowest.items():
-            if getattr(self, name) < low:
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise InputError(f"{name}: {getattr(self, name)} is below {low}.")
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**32:
@@ -92,20 +106,24 @@ class Spec:
         for name in ("lr", "scale", "temperature"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
+        if not runs_on(self.method, self.backbone):
+            raise InputError(f"method: {self.method} runs on {' and '.join(ONLY[self.method])} only; give its backbone.")
         shared = {"seed", "backbone", "encoder", "scale", "epochs", "patience"}  # a table's rows have them in common
         heard = self.read() | shared
         idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]
         if idle:
-            raise InputError(f"{idle[0]}: method {self.method} does not read it, so it would change nothing.")
+            where = f" on {self.backbone}" if self.method in METHODS else ""
+            raise InputError(f"{idle[0]}: method {self.method}{where} does not read it, so it would change nothing.")
 
     def read(self) -> set[str]:
         """Names of the fields that can change this spec's result."""
-        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "method"}
+        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "tail_user",
+                 "tail_item", "method"}
         if self.reads_language:
             names |= {"encoder", "scale"}
         readers = [METHODS.get(self.method) or RULES[self.method]]
         if self.method in METHODS:
-            names.add("backbone")
+            names |= {"backbone", "width"}
             readers += [BACKBONES[self.backbone], fit]
         return names | {name for reader in readers for name in inspect.signature(reader).parameters} & set(asdict(self))
 

@@ -6,16 +6,17 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_json, write_tensors
-from nullrec_lib.methods.method import Method
+from nullrec_lib.methods.method import Method, pad_row
 from nullrec_lib.progress import bar
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.safetensors", "model.safetensors", "history.json"
@@ -28,16 +29,26 @@ class Recommender(nn.Module):
         super().__init__()
         self.method, self.backbone = method, backbone
 
-    def states(self, batch: Batch) -> Tensor:
+    def states(self, batch: Batch, vectors: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(B, d): what the backbone makes of the method's views of the histories."""
-        return self.backbone(self.method.views(batch))
+        return self.backbone(self.method.views(batch, vectors or self.method.vectors))
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar: the backbone's training loss plus the method's own, if any."""
-        states = self.states(batch)
-        loss = self.backbone.loss(states, batch, self.method.n_items, self.method.vectors)
-        extra = self.method.extra_loss(batch, states, self.states)
+        vectors = self._vectors(batch)
+        states = self.states(batch, vectors)
+        loss = self.backbone.loss(states, batch, self.method.n_items, vectors)
+        extra = self.method.extra_loss(batch, states, lambda other: self.states(other, vectors), vectors)
         return loss if extra is None else loss + extra
+
+    def _vectors(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """The method's vectors by item id, for one step. Where the step looks up more ids than there are items, the
+        table is computed once and its rows are gathered: an adaptor then reads each item once."""
+        method, table = self.method, self.method.vectors
+        if method.n_items < batch.history.numel() + len(batch.target) * self.backbone.candidates:
+            rows = pad_row(method.table())
+            table = lambda ids: F.embedding(ids, rows)
+        return table
 
     def parameter_counts(self) -> dict[str, int]:
         """`params_trainable`, and `params_total` with the frozen item tables that the model carries.
@@ -62,7 +73,7 @@ class Scorer:
         self.model = model
         with torch.no_grad():
             self.table = model.method.table()
-        self.item_scale = 1 / self.table.norm(dim=-1).clamp(min=1e-8)
+            self.similarity = model.backbone.similarity(self.table)
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) raw dot products of queries and items."""
@@ -127,7 +138,7 @@ def fit(
             loss = _train_epoch(model, train, optimiser, batch_size, epoch)
             trained = time.perf_counter()
             scorer = Scorer(model)
-            ranks = rank_all(scorer, valid, scorer.item_scale, memory_mb, "validating")
+            ranks = rank_all(scorer, valid, scorer.similarity, memory_mb, "validating")
             history.append({
                 "epoch": epoch,
                 "loss": loss,

@@ -285,7 +285,7 @@ def test_the_stored_model_gives_the_stored_ranks(finished):
     model = experiments.build(spec, prepared)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     scorer = training.Scorer(model)
-    again = rank_all(scorer, Examples(prepared.split, "test", spec.history_length), scorer.item_scale)
+    again = rank_all(scorer, Examples(prepared.split, "test", spec.history_length), scorer.similarity)
     ranks = load_file(folder / "ranks.safetensors")
     for name, rank in again.items():
         assert torch.equal(rank, ranks[f"test_{name}"])

@@ -282,7 +282,7 @@ def test_evaluation_is_in_evaluation_mode(parts, tmp_path):
     model, train, valid = parts
     modes = []
     real = model.states
-    model.states = lambda batch: modes.append((model.training, torch.is_grad_enabled())) or real(batch)
+    model.states = lambda *args: modes.append((model.training, torch.is_grad_enabled())) or real(*args)
     fit(model, train, valid, tmp_path, **FIT | {"epochs": 2})
     assert set(modes) == {(True, True), (False, False)} and not modes[-1][0]
 
@@ -305,5 +305,5 @@ def test_the_scorer_gives_dot_products_and_the_scale_to_cosines(parts):
     states, table = model.states(batch), model.method.table()
     torch.testing.assert_close(scorer.scores(batch), states @ table.T)
     cosines = torch.nn.functional.cosine_similarity(states[:, None], table[None], dim=-1)
-    scaled = scorer.scores(batch) * scorer.item_scale / states.norm(dim=1, keepdim=True)
+    scaled = scorer.scores(batch) * scorer.similarity[0] / states.norm(dim=1, keepdim=True)
     torch.testing.assert_close(scaled, cosines)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nullrec_lib.data.examples import Batch, View
 from nullrec_lib.data.negatives import draw
 from nullrec_lib.errors import InputError
-from nullrec_lib.kernels.cosine import cosine
+from nullrec_lib.kernels.cosine import EPSILON, cosine
 
 
 class Block(nn.Module):
@@ -69,24 +69,14 @@ class Block(nn.Module):
         return normed + self.dropout(self.outer(self.dropout(self.inner(normed).relu())))
 
 
-class SASRec(nn.Module):
-    """Views in, states out; InfoNCE on cosine similarity.
+class Encoder(nn.Module):
+    """Attention over a history: views in, states out.
 
     Several views are read by the same weights, one after the other, and their states concatenated.
     """
 
-    def __init__(
-        self,
-        width: int,
-        length: int,
-        blocks: int,
-        heads: int,
-        dropout: float,
-        temperature: float,
-        negatives: int,
-        exclude_history: bool,
-    ):
-        """Set the shape and the loss.
+    def __init__(self, width: int, length: int, blocks: int, heads: int, dropout: float):
+        """Set the shape.
 
         Args:
             width: d of one view.
@@ -94,9 +84,6 @@ class SASRec(nn.Module):
             blocks: attention blocks (the authors' code runs one whatever it is told).
             heads: attention heads; must divide `width`.
             dropout: probability, on inputs, attention weights and feed-forward.
-            temperature: τ of InfoNCE; similarities are divided by it.
-            negatives: uniform negatives per example.
-            exclude_history: draw no negative from the visible history (the authors exclude the target only).
 
         Raises:
             InputError: a number out of range.
@@ -104,12 +91,11 @@ class SASRec(nn.Module):
         super().__init__()
         if heads < 1 or width % heads:
             raise InputError(f"heads: {heads} does not divide the width {width}.")
-        for name, value, low in (("blocks", blocks, 1), ("negatives", negatives, 1), ("length", length, 1)):
-            if value < low:
-                raise InputError(f"{name}: {value} is below {low}.")
-        if not temperature > 0 or not 0 <= dropout < 1:
-            raise InputError(f"temperature must be positive ({temperature}) and dropout in [0, 1) ({dropout}).")
-        self.temperature, self.negatives, self.exclude_history = temperature, negatives, exclude_history
+        for name, value in (("blocks", blocks), ("length", length)):
+            if value < 1:
+                raise InputError(f"{name}: {value} is below 1.")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout: {dropout} is not in [0, 1).")
         self.positions = nn.Parameter(torch.randn(length, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -126,6 +112,41 @@ class SASRec(nn.Module):
             x = block(x, mask) * mask[..., None]
         return self.norm(self.blocks[-1].last(x, mask))
 
+
+class SASRec(Encoder):
+    """The state is the query; InfoNCE on cosine similarity."""
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        length: int,
+        blocks: int,
+        heads: int,
+        dropout: float,
+        temperature: float,
+        negatives: int,
+        exclude_history: bool,
+    ):
+        """Set the shape and the loss.
+
+        Args:
+            widths: of the views, all equal.
+            length, blocks, heads, dropout: see `Encoder`.
+            temperature: τ of InfoNCE; similarities are divided by it.
+            negatives: uniform negatives per example.
+            exclude_history: draw no negative from the visible history (the authors exclude the target only).
+
+        Raises:
+            InputError: a number out of range.
+        """
+        super().__init__(widths[0], length, blocks, heads, dropout)
+        if negatives < 1:
+            raise InputError(f"negatives: {negatives} is below 1.")
+        if not temperature > 0:
+            raise InputError(f"temperature: {temperature} is not positive.")
+        self.temperature, self.negatives, self.exclude_history = temperature, negatives, exclude_history
+        self.candidates = 1 + negatives
+
     def loss(self, states: Tensor, batch: Batch, n_items: int, vectors: Callable[[Tensor], Tensor]) -> Tensor:
         """InfoNCE over the target and `negatives` uniform items: −log softmax(cos/τ) of the target, mean over B.
 
@@ -139,3 +160,8 @@ class SASRec(nn.Module):
     def queries(self, states: Tensor, batch: Batch) -> Tensor:
         """(B, d) vectors whose product with the item table scores the items: here the states themselves."""
         return states
+
+    def similarity(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and summand per item, (N,) each, that turn raw dot products into the similarity trained with, up to
+        what all items of a query share: 1/‖item‖ and 0 for cosine."""
+        return 1 / table.norm(dim=-1).clamp(min=EPSILON), table.new_zeros(len(table))

@@ -48,21 +48,20 @@ class Examples:
         part: str,
         length: int = 10,
         device: torch.device | str = "cpu",
-        context: dict[str, Tensor] | None = None,
     ):
         """Take `part` (`train`, `valid` or `test`) of `split`.
 
         Args:
             length: L, the newest items of a history that a model sees.
-            context: name → (n_examples, …) tensor, made from visible histories only.
         """
         places = getattr(split, part)
         user = split.user_of(places)
-        self.n_items, self.length, self.device = split.n_items, length, torch.device(device)
+        self.part, self.n_items, self.length, self.device = part, split.n_items, length, torch.device(device)
         as_tensor = lambda array: torch.as_tensor(array, dtype=torch.int64, device=device)
         self.items, self.place, self.user = as_tensor(split.items), as_tensor(places), as_tensor(user)
         self.begin = as_tensor(split.offsets[user])
-        self.context = {name: rows.to(device) for name, rows in (context or {}).items()}
+        self.context: dict[str, Tensor] = {}
+        """What batches carry beside the history: name → (n_examples, …), made from visible histories only."""
 
     def __len__(self) -> int:
         return len(self.place)

@@ -31,7 +31,16 @@ def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None
     # Without exclusions at most one id is banned, which needs no look at the data (and no device sync).
     if n_items < 2 or (exclude is not None and bool((allowed < 1).any())):
         raise InputError("negatives: an example bans every item, so none can be drawn; set exclude_history=false.")
-    drawn = torch.randint(2**62, (len(target), count), device=target.device) % allowed
-    for column in banned.unbind(dim=1):
-        drawn += drawn >= column[:, None]
+    return past_banned(torch.randint(2**62, (len(target), count), device=target.device) % allowed, banned)
+
+
+def past_banned(drawn, banned):
+    """Draws from 0…(number of allowed items)-1 → item ids, in place: each moves past the banned ids below it.
+
+    Args:
+        drawn: (B, count) int64, a tensor or an array.
+        banned: (B, W) int64 of the same kind, ascending and distinct in each row; ids from N on ban nothing.
+    """
+    for column in range(banned.shape[1]):
+        drawn += drawn >= banned[:, column, None]
     return drawn

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nullrec_lib.data.examples import Batch, View
+from nullrec_lib.data.examples import Batch, Examples, View
 from nullrec_lib.data.splits import Split
 
 
@@ -62,23 +62,30 @@ class Method(nn.Module):
         """(N, sum(widths)): the whole item table, row i = item i."""
         return self.vectors(torch.arange(self.n_items, device=self.device))
 
-    def views(self, batch: Batch) -> list[View]:
-        """One view per entry of `widths`; by default the history's rows of the table."""
-        mask = batch.history != self.n_items
-        return [View(part, mask) for part in self.vectors(batch.history).split(self.widths, dim=-1)]
+    def views(self, batch: Batch, vectors: Callable[[Tensor], Tensor]) -> list[View]:
+        """One view per entry of `widths`; by default the history's rows of the table.
 
-    def extra_loss(self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor]) -> Tensor | None:
+        Args:
+            vectors: this method's own `vectors`, or rows of a table that was computed once for the whole step.
+        """
+        mask = batch.history != self.n_items
+        return [View(part, mask) for part in vectors(batch.history).split(self.widths, dim=-1)]
+
+    def extra_loss(
+        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], vectors: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
         """A scalar added to the backbone's loss, or None.
 
         Args:
             states: (B, sum(widths)), what the backbone made of `batch`.
             encode: turns another batch (similar users' histories) into states with the same backbone.
+            vectors: as for `views`.
         """
         return None
 
-    def context(self, part: str) -> dict[str, Tensor]:
-        """What `Batch.context` shall hold for the examples of a part (`train`, `valid`, `test`): name → a row per
-        example, made from its visible history only."""
+    def context(self, examples: Examples) -> dict[str, Tensor]:
+        """What `Batch.context` shall hold for these examples: name → a row per example, made from its visible
+        history only."""
         return {}
 
     def facts(self) -> dict[str, float]:
@@ -93,6 +100,20 @@ class Method(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+
+
+class Adapted(Method):
+    """Item vector = what a trained `adaptor` makes of the item's frozen row of a language table."""
+
+    def __init__(self, language: Tensor, width: int, adaptor: nn.Module):
+        """Take language (N, d_l) and a module (…, d_l) → (…, width)."""
+        super().__init__()
+        self.n_items, self.widths, self.adaptor = len(language), (width,), adaptor
+        self.freeze_table("language", language)
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        adapted = self.adaptor(F.embedding(ids, self.language))
+        return adapted * (ids != self.n_items)[..., None]  # a bias would fill the padding row
 
 
 def pad_row(table: Tensor) -> Tensor:

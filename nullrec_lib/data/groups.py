@@ -1,0 +1,101 @@
+"""Who is rare: tail and head, users and items, cold items; and the untouched items of sampled metrics.
+
+All of it follows from the split, so every model is judged on the same groups and the same samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nullrec_lib.data.negatives import past_banned
+from nullrec_lib.data.splits import Split
+from nullrec_lib.errors import InputError
+
+TAIL = 0.8
+"""The Pareto rule: the least active 80% of users and the least popular 80% of items are the tail."""
+
+SAMPLED = 100
+"""Untouched items that a target is ranked with in sampled metrics, as in LLM-ESR."""
+
+
+def groups(split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None) -> dict[str, np.ndarray]:
+    """Which examples of a part belong to which group: name → (n_examples,) bool.
+
+    `tail_user` and `head_user` by the interactions before the target, `tail_item` and `head_item` by the target's
+    training interactions, their four combinations (`tail_user_tail_item`, …), and `cold_item`: targets that were
+    never trained on.
+
+    Args:
+        tail_user: users with fewer interactions are tail; None is the Pareto rule over the part's examples.
+        tail_item: items with fewer training interactions are tail; None is the Pareto rule over the catalogue.
+
+    Raises:
+        InputError: a threshold below 1.
+    """
+    places = getattr(split, part)
+    activity = places - split.offsets[split.user_of(places)]
+    counts = split.popularity()
+    popularity = counts[split.items[places]]
+    limits = thresholds(split, part, tail_user, tail_item)
+    user, item = activity < limits["tail_user"], popularity < limits["tail_item"]
+    sides = {"tail_user": user, "head_user": ~user, "tail_item": item, "head_item": ~item}
+    both = {f"{u}_{i}": sides[u] & sides[i] for u in ("tail_user", "head_user") for i in ("tail_item", "head_item")}
+    return sides | both | {"cold_item": popularity == 0}
+
+
+def thresholds(split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None) -> dict[str, int]:
+    """The two numbers below which a user and an item are tail, given or by the Pareto rule."""
+    places = getattr(split, part)
+    values = {"tail_user": places - split.offsets[split.user_of(places)], "tail_item": split.popularity()}
+    found = {}
+    for name, given in (("tail_user", tail_user), ("tail_item", tail_item)):
+        if given is not None and given < 1:
+            raise InputError(f"{name}: {given} is below 1.")
+        found[name] = int(_pareto(values[name]) if given is None else given)
+    return found
+
+
+def _pareto(values: np.ndarray) -> int:
+    """The threshold whose share of smaller values is nearest to `TAIL`; the smaller of two equally near.
+
+    Counts come in ties, so a share of exactly 80% is rarely to be had without parting equals by their number.
+    """
+    candidates = np.unique(values)
+    below = np.searchsorted(np.sort(values), candidates) / len(values)
+    return candidates[np.argmin(np.abs(below - TAIL).round(12))]
+
+
+def untouched(split: Split, part: str, count: int = SAMPLED, seed: int = 22) -> np.ndarray:
+    """(n_examples, count) int64: for each example distinct items that its user never touches, drawn uniformly.
+
+    Held-out interactions count as touched (LLM-ESR): the sample is for judging, no model reads it. In a small
+    catalogue all examples get as many as the user with the fewest untouched items has.
+
+    Raises:
+        InputError: a user touches every item.
+    """
+    places = getattr(split, part)
+    user, row = np.unique(split.user_of(places), return_inverse=True)
+    touched = [np.unique(split.items[split.offsets[u] : split.offsets[u + 1]]) for u in user]
+    fewest = split.n_items - max(map(len, touched))
+    if fewest < 1:
+        raise InputError(f"split: a user touches all {split.n_items} items, so sampled metrics have no other item to "
+                         "rank; use a larger catalogue or split=cold-start.")
+    count = min(count, fewest)
+    drawn = np.empty((len(user), count), dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    for start in range(0, len(user), 1024):
+        block = slice(start, start + 1024)
+        own = touched[block]
+        allowed = split.n_items - np.array([len(items) for items in own])
+        # Floyd's algorithm for all users at once: the j-th draw is from 0…j, and j itself where that was drawn before.
+        for column in range(count):
+            last = allowed - count + column
+            pick = (rng.random(len(allowed)) * (last + 1)).astype(np.int64)
+            again = (drawn[block, :column] == pick[:, None]).any(axis=1)
+            drawn[block, column] = np.where(again, last, pick)
+        banned = np.full((len(own), max(map(len, own))), split.n_items)
+        for line, items in zip(banned, own):
+            line[: len(items)] = items
+        drawn[block] = past_banned(drawn[block], banned)
+    return drawn[row.reshape(-1)]

@@ -1,0 +1,128 @@
+"""LLM-ESR: a semantic and a collaborative view that look at each other, and similar users as teachers
+(Liu et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nullrec_lib.data.examples import Batch, Examples, View
+from nullrec_lib.errors import InputError
+from nullrec_lib.methods.alignment import check, contrastive
+from nullrec_lib.methods.method import Material, Method, id_table
+from nullrec_lib.nullspace import decompose
+from nullrec_lib.progress import bar
+
+HEADS = 2  # of the cross-attention, as in LLM-ESR's code
+
+
+class LLMESR(Method):
+    """Item vector = ID ⊕ A(language), half of the width each; the ID starts from the language's PCA.
+
+    - *Views*: each half of the history, after attention that asks with the other half (its queries) about this one
+      (keys and values). The same backbone reads both; states and item vectors are their concatenations.
+    - *Item loss*: β · InfoNCE between the two halves of the batch's items, both ways. This is the paper's form on
+      cosines; its code uses unnormalised dot products against soft targets.
+    - *Self-distillation*: α · mean squared error between the state and the mean state, without gradient, of the
+      `similar_users` training users whose language profile (mean of their items' embeddings) is most like that of
+      the visible history. The original asks a language model for the users' embeddings; the user itself is never its
+      own teacher, as its later items would tell the target.
+
+    The adapter is two linear layers, d_l → d_l/2 → d/2, without activation, as in the code. The code adds positions
+    before the cross-attention; here they are the backbone's, after it.
+    """
+
+    def __init__(
+        self, material: Material, width: int, alpha: float, beta: float, align_temperature: float,
+        similar_users: int, history_length: int,
+    ):
+        """Weights α of self-distillation and β of the item loss, τ of the latter, and the number of teachers.
+
+        Raises:
+            InputError: a width that is not a multiple of four (two views, two heads), a weight out of range, or too
+                few training users to learn from.
+        """
+        super().__init__()
+        check(align_temperature, alpha=alpha, beta=beta)
+        if width % (2 * HEADS):
+            raise InputError(f"width: {width} does not split into two views with {HEADS} attention heads each.")
+        users = material.users.unique()
+        if not 1 <= similar_users < len(users):
+            raise InputError(f"similar_users: {similar_users} is not between 1 and {len(users) - 1}, the other "
+                             "training users.")
+        E = material.embeddings
+        half, d_l = width // 2, E.shape[1]
+        self.n_items, self.widths = material.n_items, (half, half)
+        self.alpha, self.beta, self.temperature, self.k = alpha, beta, align_temperature, similar_users
+        space = decompose(E.numpy(), null_dim=0, width=half, standardise="none")
+        self.id = id_table(torch.from_numpy(space.project(E.numpy())))
+        self.freeze_table("language", E)
+        self.adapter = nn.Sequential(nn.Linear(d_l, d_l // 2), nn.Linear(d_l // 2, half))
+        self.to_id, self.to_language = CrossAttention(half), CrossAttention(half)
+        # Training users, their newest training items, and the mean language of all of them.
+        row = torch.searchsorted(users, material.users)
+        place = torch.bincount(row).cumsum(0)[row] - torch.arange(len(row))  # 1 for the newest
+        histories = torch.full((len(users), history_length), self.n_items)
+        recent = place <= history_length
+        histories[row[recent], history_length - place[recent]] = material.items[recent]
+        profiles = torch.zeros(len(users), d_l).index_add_(0, row, E[material.items])
+        for name, rows in (("users", users), ("histories", histories), ("profiles", F.normalize(profiles, dim=-1))):
+            self.register_buffer(name, rows, persistent=False)
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        adapted = self.adapter(F.embedding(ids, self.language)) * (ids != self.n_items)[..., None]
+        return torch.cat([self.id(ids), adapted], dim=-1)
+
+    def views(self, batch: Batch, vectors: Callable[[Tensor], Tensor]) -> list[View]:
+        identity, language = super().views(batch, vectors)
+        mask = identity.mask
+        return [View(self.to_id(language.vectors, identity.vectors, mask), mask),
+                View(self.to_language(identity.vectors, language.vectors, mask), mask)]
+
+    def context(self, examples: Examples) -> dict[str, Tensor]:
+        """For training examples `similar` (n, k) int64: rows of `histories`, the most alike first."""
+        if examples.part != "train":
+            return {}
+        found = []
+        with bar(what="similar users", total=len(examples), unit="example") as progress:
+            for index in torch.arange(len(examples)).split(1024):
+                batch = examples.batch(index)
+                alike = F.normalize(F.embedding(batch.history, self.language).sum(1), dim=-1) @ self.profiles.T
+                alike.masked_fill_(batch.user[:, None] == self.users, -torch.inf)
+                found.append(alike.topk(self.k).indices)
+                progress.update(len(index))
+        return {"similar": torch.cat(found)}
+
+    def extra_loss(
+        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], vectors: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        items = torch.cat([batch.history.flatten(), batch.target]).unique()
+        identity, language = vectors(items[items < self.n_items]).split(self.widths, dim=-1)
+        both_ways = (contrastive(identity, language, self.temperature), contrastive(language, identity, self.temperature))
+        loss = self.beta * sum(both_ways) / 2
+        if "similar" not in batch.context:
+            return loss
+        similar = batch.context["similar"].flatten()
+        nobody = torch.zeros_like(similar)
+        with torch.no_grad():
+            taught = encode(Batch(self.histories[similar], nobody, nobody, nobody))
+        return loss + self.alpha * F.mse_loss(states, taught.view(len(states), self.k, -1).mean(1))
+
+
+class CrossAttention(nn.Module):
+    """Attention with queries from one view and keys and values from the other, over all of the history."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.output = nn.Linear(width, width)
+
+    def forward(self, asking: Tensor, told: Tensor, mask: Tensor) -> Tensor:
+        """asking, told (B, L, d), mask (B, L) bool → (B, L, d)."""
+        split = lambda t: t.view(*t.shape[:2], HEADS, -1).transpose(1, 2)
+        q, k, v = split(self.query(asking)), split(self.key(told)), split(self.value(told))
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask[:, None, None], -1e9)
+        return self.output((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
