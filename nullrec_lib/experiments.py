@@ -178,7 +178,10 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     sampled = torch.from_numpy(untouched(parts, "test", seed=spec.split_seed)) if loo else None
     work = _rule if spec.method in RULES else _train
     ranks, found = work(spec, prepared, model, folder, device, memory_mb, sampled)
-    write_tensors(folder / "ranks.safetensors", {f"{part}_{name}": r for (part, name), r in ranks.items()})
+    tensors = {f"{part}_{name}": rank for (part, name), rank in ranks.items()}
+    # Examples of one user are not independent: tests of significance must know whose they are.
+    tensors |= {f"{part}_user": torch.from_numpy(parts.user_of(getattr(parts, part))) for part in ("valid", "test")}
+    write_tensors(folder / "ranks.safetensors", tensors)
     result = {
         "key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
         "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,

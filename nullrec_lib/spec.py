@@ -135,7 +135,8 @@ class Spec:
     def key(self, fingerprint: str) -> str:
         """12 hex digits that name the run: over the fields read, with the content of data and encoder for their
         paths."""
-        content = {name: value for name, value in asdict(self).items() if name in self.read()}
+        # What is None is left out: an option that comes later and is not used renames no stored run.
+        content = {name: value for name, value in asdict(self).items() if name in self.read() and value is not None}
         content |= {"data": fingerprint, "version": RESULTS_VERSION}
         if "encoder" in content:
             content["encoder"] = identity(self.encoder)

@@ -105,11 +105,11 @@ class LLMESR(Method):
         loss = self.beta * sum(both_ways) / 2
         if "similar" not in batch.context:
             return loss
-        similar = batch.context["similar"].flatten()
+        similar, place = batch.context["similar"].unique(return_inverse=True)  # users teach many: each is read once
         nobody = torch.zeros_like(similar)
         with torch.no_grad():
             taught = encode(Batch(self.histories[similar], nobody, nobody, nobody))
-        return loss + self.alpha * F.mse_loss(states, taught.view(len(states), self.k, -1).mean(1))
+        return loss + self.alpha * F.mse_loss(states, taught[place].mean(1))
 
 
 class CrossAttention(nn.Module):
@@ -124,5 +124,6 @@ class CrossAttention(nn.Module):
         """asking, told (B, L, d), mask (B, L) bool → (B, L, d)."""
         split = lambda t: t.view(*t.shape[:2], HEADS, -1).transpose(1, 2)
         q, k, v = split(self.query(asking)), split(self.key(told)), split(self.value(told))
-        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask[:, None, None], -1e9)
-        return self.output((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        # A large negative number, not -inf: a row without any token (empty history) stays finite.
+        outside = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -1e9)[:, None, None]
+        return self.output(F.scaled_dot_product_attention(q, k, v, outside).transpose(1, 2).flatten(2))
