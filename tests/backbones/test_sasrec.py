@@ -16,7 +16,7 @@ TABLE = torch.randn(N + 1, D, generator=torch.Generator().manual_seed(1))
 
 
 def options(**chosen) -> dict:
-    return {"width": D, "length": L, "blocks": 1, "heads": 1, "dropout": 0.0, "temperature": 0.07,
+    return {"widths": (D,), "length": L, "blocks": 1, "heads": 1, "dropout": 0.0, "temperature": 0.07,
             "negatives": 6, "exclude_history": False} | chosen
 
 
