@@ -50,7 +50,7 @@ def tiny(encoder):
 
     def make(**chosen) -> Spec:
         small = {"width": 16, "negatives": 8, "epochs": 2, "heads": 2, "batch_size": 256}
-        idle = Spec(method=chosen.get("method", "alphafuse"))
+        idle = Spec(method=chosen.get("method", "alphafuse"), backbone=chosen.get("backbone", "sasrec"))
         small = {name: value for name, value in small.items() if name in idle.read()}
         return Spec(**({"data": "shop-tiny", "encoder": encoder} | small | chosen))
 
