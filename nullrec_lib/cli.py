@@ -50,11 +50,10 @@ def speaks(command: Callable) -> Callable:
 @app.command()
 @speaks
 def run(
-    method: Annotated[str, typer.Option(
-        help="base, llminit, frozen or alphafuse on a backbone; popularity, itemknn or textknn without one.")],
+    method: Annotated[str, typer.Option(help="base, llminit, morec, … alphafuse; `nullrec methods` lists them.")],
     data: Data = "shop",
     split: Annotated[str, typer.Option(help="cold-start (users) or leave-one-out.")] = "cold-start",
-    backbone: Annotated[str, typer.Option(help="sasrec")] = "sasrec",
+    backbone: Annotated[str, typer.Option(help="sasrec or dreamrec.")] = "sasrec",
     seed: Annotated[int, typer.Option(help="Of initial weights, order, dropout and negatives.")] = 22,
     epochs: Annotated[Optional[int], typer.Option(help="At most; early stopping usually ends earlier.")] = None,
     set_: Annotated[Optional[list[str]], typer.Option(
@@ -88,12 +87,40 @@ def run(
         print(note)
     print(f"{result['data']}: {result['n_users']:,} users, {result['n_items']:,} items, "
           f"{result['n_interactions']:,} interactions; {result['test_examples']:,} test examples")
-    for protocol, label in (("test", "authors"), ("test_consistent", "consistent")):
+    labels = {"test": "authors", "test_consistent": "consistent"}
+    if "sampled_items" in result:
+        few = f"among {result['sampled_items']} sampled items"
+        labels |= {"test_sampled": f"authors, {few}", "test_consistent_sampled": f"consistent, {few}"}
+    for protocol, label in labels.items():
         print(f"{label:>10}  " + "  ".join(f"{name} {value:.4f}" for name, value in result[protocol].items()))
+    for group, found in result["groups"]["test"].items():
+        shown = f"N@10 {found['N@10']:.4f}  R@10 {found['R@10']:.4f}" if found["n"] else ""
+        print(f"{group:>20}  {found['n']:>7,} examples  {shown}")
     if "nullity" in result:
         print(f"nullity {result['nullity']} of the kept and {result['full_nullity']} of all directions")
     print(f"best epoch {result['best_epoch']} of {result['epochs']}; {result['seconds_per_epoch']:.2f} s per epoch, "
           f"{result['params_trainable']:,} trainable parameters; key {result['key']}")
+
+
+@app.command()
+@speaks
+def methods(as_json: AsJson = False) -> None:
+    """Every way of making item embeddings, with the backbones that it runs on; and the rules without training."""
+    import inspect
+
+    from nullrec_lib.backbones import BACKBONES
+    from nullrec_lib.methods import METHODS, RULES, runs_on
+
+    rows = []
+    for name, made_by in (METHODS | RULES).items():
+        about = inspect.getmodule(made_by).__doc__.strip().split("\n\n")[0].replace("\n", " ")
+        on = [backbone for backbone in BACKBONES if name in METHODS and runs_on(name, backbone)]
+        rows.append({"method": name, "trained": name in METHODS, "backbones": on, "about": about})
+    if as_json:
+        print(json.dumps({"methods": rows}, ensure_ascii=False))
+        return
+    for row in rows:
+        print(f"{row['method']:>12}  {', '.join(row['backbones']) or 'no backbone':<16}  {row['about']}")
 
 
 @app.command()
