@@ -14,8 +14,9 @@ class UniSRec(Adapted):
     """Item vector = Σ_k g_k (e − b_k) W_k over the experts k, gates g = softmax(e W_g + ε · softplus(e W_n)).
 
     Parametric whitening and noisy gating as in UniSRec's code: expert weights N(0, 0.02²); gate weights zero, so that
-    the experts start with equal shares; ε ~ N(0, 1) in training only, its factor at least 0.01. Its pre-training on
-    several domains is not part of the comparison.
+    the experts start with equal shares; ε ~ N(0, 1) in training only, its factor at least 0.01. Unlike there, all
+    experts share one dropout mask, as drawing eight cost more than all else. Its pre-training on several domains is
+    not part of the comparison.
     """
 
     def __init__(self, material: Material, width: int, experts: int, adaptor_dropout: float):
@@ -47,5 +48,6 @@ class Mixture(nn.Module):
         gates = self.gates(e)
         # (e - b) W as e W - b W: the frozen e then needs no gradient, which saves a third of the work.
         shifts = (self.biases[:, None] @ self.weights)[:, 0]
-        mixed = sum(gates[..., k, None] * (self.dropout(e) @ weight) for k, weight in enumerate(self.weights))
+        e = self.dropout(e)
+        mixed = sum(gates[..., k, None] * (e @ weight) for k, weight in enumerate(self.weights))
         return mixed - gates @ shifts
