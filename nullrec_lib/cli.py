@@ -194,3 +194,29 @@ def describe(
     for key, value in described.items():
         for line in value if isinstance(value, list) else [value]:
             print(f"{key:>24}  {line:,}" if isinstance(line, int) else f"{key:>24}  {line}")
+
+
+@data_app.command()
+@speaks
+def download(
+    name: Annotated[Optional[str], typer.Argument(help="A name from the list; none prints the list.")] = None,
+    to: Annotated[Optional[Path], typer.Option(help="Folder; default $NULLREC_DATA/NAME or data/NAME.")] = None,
+    mirror: Annotated[Optional[str], typer.Option(help="Address that stands for scheme and host of the sources.")] = None,
+) -> None:
+    """Fetch a public data set from its owner, check and unpack it; the same command goes on after a cut.
+
+    Its owner's terms hold: read them first. Without a name: what there is, how large, from where.
+    """
+    from nullrec_lib.data import download as downloads
+
+    if name is None:
+        for known, files in downloads.SETS.items():
+            for file in files:
+                size = f"{file.size / 1e6:.1f} MB" if file.size else "size not published"
+                print(f"{known:>24}  {size:>18}  {file.url}")
+        for known, page in downloads.BY_HAND.items():
+            print(f"{known:>24}  {'by hand':>18}  {page}")
+        return
+    folder, notes = downloads.download(name, to, mirror)
+    print(*notes, sep="\n")
+    print(f"ready: {folder}")
