@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Language embeddings in sequential recommendation: look at data and spectra, run a method, reproduce all.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets, or download one.")
 app.add_typer(data_app, name="data")
 
 Data = Annotated[str, typer.Option(
@@ -201,7 +201,7 @@ def describe(
 def download(
     name: Annotated[Optional[str], typer.Argument(help="A name from the list; none prints the list.")] = None,
     to: Annotated[Optional[Path], typer.Option(help="Folder; default $NULLREC_DATA/NAME or data/NAME.")] = None,
-    mirror: Annotated[Optional[str], typer.Option(help="Address that stands for scheme and host of the sources.")] = None,
+    mirror: Annotated[Optional[str], typer.Option(help="Address in place of the sources' scheme and host.")] = None,
 ) -> None:
     """Fetch a public data set from its owner, check and unpack it; the same command goes on after a cut.
 
