@@ -177,6 +177,27 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+@speaks
+def recommend(
+    run: Annotated[str, typer.Argument(help="A run folder, or the key of one under runs/.")],
+    history: Annotated[str, typer.Option(
+        help="Items, oldest first, with commas between: ids of the source, or beginnings of titles.")],
+    top: Annotated[int, typer.Option(help="Items to list.")] = 10,
+    keep_history: Annotated[bool, typer.Option("--keep-history", help="List items of the history too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a finished run would recommend after a history."""
+    from nullrec_lib.recommend import recommend as recommend_after
+
+    found = recommend_after(run, [name for name in history.split(",") if name.strip()], top, keep_history)
+    if as_json:
+        print(json.dumps(found.to_dict("records"), ensure_ascii=False))
+        return
+    for row in found.itertuples():
+        print(f"{row.rank:>4}  {row.score:>10.4f}  {row.item_id:<16}  {row.title}")
+
+
 @data_app.command()
 @speaks
 def describe(
