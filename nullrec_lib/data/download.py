@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import stat
 import time
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -207,6 +209,8 @@ def _check(client: httpx.Client, url: str, file: File, path: Path) -> tuple[str,
         wrong = f"{size:,} bytes, published are {file.size:,}"
     elif wanted and (digest := _digest(path, kind)) != wanted:
         wrong = f"{kind} is {digest}, published is {wanted}"
+    elif not wanted and not receipt.exists() and path.suffix == ".gz" and (damage := _damage(path)):
+        wrong = f"it is damaged ({damage})"
     elif before != received:
         wrong = f"sha256 is {received}, an earlier download had {before}; to accept the new one remove {receipt}"
     else:
@@ -222,6 +226,18 @@ def _digest(path: Path, kind: str) -> str:
             digest.update(block)
             progress.update(len(block))
     return digest.hexdigest()
+
+
+def _damage(path: Path) -> str:
+    """What gzip's own checksum finds wrong: all there is to hold a file against of which nothing is published."""
+    try:
+        with (path.open("rb") as opened, gzip.open(opened) as content,
+              bar(what="reading through", total=path.stat().st_size, unit="B", unit_scale=True) as progress):
+            while content.read(2**22):
+                progress.update(opened.tell() - progress.n)
+    except (EOFError, OSError, zlib.error) as error:
+        return str(error)
+    return ""
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Downloads against a server on this machine that does what servers do: cut, ignore, change, lie, fail."""
 
+import gzip
 import hashlib
 import io
 import re
@@ -18,7 +19,15 @@ from nullrec_lib.data.download import File, download, unpack
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_json
 
-BODY = b"\x1f\x8b" + np.random.default_rng(0).bytes(300_000)
+
+def packed(seed: int, size: int) -> bytes:
+    """A gzip file of exactly `size` bytes."""
+    plain = np.random.default_rng(seed).bytes(size)
+    body = gzip.compress(plain, 0, mtime=0)
+    return gzip.compress(plain[:size - (len(body) - size)], 0, mtime=0)
+
+
+BODY = packed(0, 300_002)
 SHA = hashlib.sha256(BODY).hexdigest()
 
 
@@ -140,7 +149,8 @@ def test_a_server_without_ranges_starts_over(second, server, offer, tmp_path):
 @pytest.mark.parametrize("honest", [True, False], ids=["If-Range honoured", "If-Range ignored"])
 @pytest.mark.parametrize("same_size", [True, False])
 def test_parts_of_two_versions_are_never_joined(honest, same_size, server, offer, tmp_path):
-    changed = b"\x1f\x8b" + np.random.default_rng(1).bytes(300_000 if same_size else 250_000)
+    changed = packed(1, 300_002 if same_size else 250_000)
+    assert (len(changed) == len(BODY)) is same_size
 
     def change(outer):
         outer.files["/there/one.gz"], outer.tag = changed, '"second"'
@@ -214,10 +224,19 @@ def test_a_page_instead_of_the_file(server, offer, tmp_path):
         fetch(server, tmp_path)
 
 
+@pytest.mark.parametrize("spoiled", [BODY[:100_000], BODY[:150_000] + b"?" + BODY[150_001:]], ids=["cut", "changed"])
+def test_gzip_finds_damage_where_nothing_is_published(spoiled, server, offer, tmp_path):
+    server.files["/there/one.gz"] = spoiled
+    server.plan = [{"no_length": True}]
+    with pytest.raises(InputError, match="it is damaged .*The file was removed"):
+        fetch(server, tmp_path)
+    assert "one.gz" not in left(tmp_path)
+
+
 def test_a_later_download_is_compared_with_the_receipt(server, offer, tmp_path):
     folder, _ = fetch(server, tmp_path)
     (folder / "one.gz").unlink()
-    server.files["/there/one.gz"] = BODY[:-1] + b"?"
+    server.files["/there/one.gz"] = packed(2, 300_002)
     with pytest.raises(InputError, match=f"an earlier download had {SHA}; to accept .* remove .*one.gz.sha256"):
         fetch(server, tmp_path)
     (folder / "one.gz.sha256").unlink()
