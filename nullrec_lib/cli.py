@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Language embeddings in sequential recommendation: look at data and spectra, run a method, reproduce all.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets, or download one.")
 app.add_typer(data_app, name="data")
 
 Data = Annotated[str, typer.Option(
@@ -204,6 +204,27 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+@speaks
+def recommend(
+    run: Annotated[str, typer.Argument(help="A run folder, or the key of one under runs/.")],
+    history: Annotated[str, typer.Option(
+        help="Items, oldest first, with commas between: ids of the source, or beginnings of titles.")],
+    top: Annotated[int, typer.Option(help="Items to list.")] = 10,
+    keep_history: Annotated[bool, typer.Option("--keep-history", help="List items of the history too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a finished run would recommend after a history."""
+    from nullrec_lib.recommend import recommend as recommend_after
+
+    found = recommend_after(run, [name for name in history.split(",") if name.strip()], top, keep_history)
+    if as_json:
+        print(json.dumps(found.to_dict("records"), ensure_ascii=False))
+        return
+    for row in found.itertuples():
+        print(f"{row.rank:>4}  {row.score:>10.4f}  {row.item_id:<16}  {row.title}")
+
+
 @data_app.command()
 @speaks
 def describe(
@@ -221,3 +242,29 @@ def describe(
     for key, value in described.items():
         for line in value if isinstance(value, list) else [value]:
             print(f"{key:>24}  {line:,}" if isinstance(line, int) else f"{key:>24}  {line}")
+
+
+@data_app.command()
+@speaks
+def download(
+    name: Annotated[Optional[str], typer.Argument(help="A name from the list; none prints the list.")] = None,
+    to: Annotated[Optional[Path], typer.Option(help="Folder; default $NULLREC_DATA/NAME or data/NAME.")] = None,
+    mirror: Annotated[Optional[str], typer.Option(help="Address in place of the sources' scheme and host.")] = None,
+) -> None:
+    """Fetch a public data set from its owner, check and unpack it; the same command goes on after a cut.
+
+    Its owner's terms hold: read them first. Without a name: what there is, how large, from where.
+    """
+    from nullrec_lib.data import download as downloads
+
+    if name is None:
+        for known, files in downloads.SETS.items():
+            for file in files:
+                size = f"{file.size / 1e6:.1f} MB" if file.size else "size not published"
+                print(f"{known:>24}  {size:>18}  {file.url}")
+        for known, page in downloads.BY_HAND.items():
+            print(f"{known:>24}  {'by hand':>18}  {page}")
+        return
+    folder, notes = downloads.download(name, to, mirror)
+    print(*notes, sep="\n")
+    print(f"ready: {folder}")

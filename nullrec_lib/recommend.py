@@ -1,0 +1,94 @@
+"""Use a stored run: a history in, the best items out, by the scores that evaluation ranks by."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from nullrec_lib.data.examples import Batch
+from nullrec_lib.errors import InputError
+from nullrec_lib.experiments import RESULT, SPEC, build, prepare
+from nullrec_lib.methods.method import Method
+from nullrec_lib.spec import Spec
+from nullrec_lib.training import BEST, Recommender, Scorer, _load
+
+
+def recommend(
+    run: str | Path,
+    history: list[str],
+    top: int = 10,
+    keep_history: bool = False,
+    root: Path = Path("runs"),
+) -> pd.DataFrame:
+    """The `top` items after a history, with raw scores (scoring protocol `authors`, earlier items left out).
+
+    Args:
+        run: a run folder, or the key of one under `root`.
+        history: oldest first; item ids of the source, or beginnings of titles that only one item has. The model
+            sees the newest `history_length`.
+        keep_history: earlier items may be recommended again.
+
+    Returns: rank (from 1), item_id, title, score; ties in catalogue order.
+
+    Raises:
+        InputError: no finished run there, its data are not what they were, an item that is not (or not alone) in
+            the catalogue, an empty history where the run was trained on none, or `top` below 1.
+    """
+    if top < 1:
+        raise InputError(f"top: {top} is below 1.")
+    folder = Path(run) if (Path(run) / SPEC).exists() else Path(root) / run
+    if not (folder / RESULT).exists():
+        raise InputError(f"{run}: neither a folder of a finished run nor the key of one under {root}/.")
+    stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    try:
+        spec = Spec(**stored["spec"])
+    except TypeError as error:
+        raise InputError(f"{folder}: was made by another version of nullrec ({error}); run it again.") from None
+    prepared = prepare(spec)
+    if spec.key(prepared.dataset.fingerprint()) != stored["key"]:
+        raise InputError(f"{folder}: {spec.data} or its encoder has changed since this run; run it again.")
+    items = prepared.dataset.items
+    seen = [_find(items, name) for name in history]
+    if not seen and spec.min_history > 0:
+        raise InputError(f"history: it is empty; this run knows none shorter than {spec.min_history} (min_history).")
+
+    model = build(spec, prepared)
+    if isinstance(model, Recommender):
+        if type(model.method).context is not Method.context:
+            raise InputError(f"{folder}: {spec.method} reads more about a user than a history.")
+        _load(model, folder / BEST)
+        model = Scorer(model)
+    newest = seen[-spec.history_length :]
+    padded = [len(items)] * (spec.history_length - len(newest)) + newest
+    # User -1 is nobody of the data set: what would look it up must fail, not take another user for it.
+    batch = Batch(*(torch.tensor([value]) for value in (padded, 0, -1, 0)))
+    with torch.no_grad():
+        scores = model.scores(batch)[0]
+    order = scores.sort(descending=True, stable=True).indices.tolist()
+    hidden = set() if keep_history else set(seen)
+    best = [item for item in order if item not in hidden][:top]
+    found = items.loc[best, ["item_id", "title"]].reset_index(drop=True)
+    found.insert(0, "rank", range(1, len(best) + 1))
+    return found.assign(score=scores[best].tolist())
+
+
+def _find(items: pd.DataFrame, name: str) -> int:
+    """The item whose id is `name`, or the only one whose title begins with it (upper and lower case alike)."""
+    name = name.strip()
+    same = items.index[items["item_id"] == name]
+    if not len(same) and name:
+        same = items.index[items["title"].str.casefold().str.startswith(name.casefold())]
+    if len(same) == 1:
+        return int(same[0])
+    if len(same):
+        some = ", ".join(f"{row.item_id} ({row.title})" for row in items.loc[same[:5]].itertuples())
+        raise InputError(f"history: {len(same)} titles begin with {name!r}: {some}{', …' if len(same) > 5 else ''}; "
+                         "give the item id.")
+    names = {word.casefold(): word for word in [*items["title"], *items["item_id"]] if word}
+    close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
+    hint = f"; the closest are {', '.join(names[word] for word in close)}" if close else ""
+    raise InputError(f"history: {name!r} is neither an item id nor the beginning of a title{hint}.")
