@@ -12,7 +12,6 @@ import torch
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC, build, prepare
-from nullrec_lib.methods.method import Method
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import BEST, Recommender, Scorer, _load
 
@@ -58,16 +57,17 @@ def recommend(
 
     model = build(spec, prepared)
     if isinstance(model, Recommender):
-        if type(model.method).context is not Method.context:
-            raise InputError(f"{folder}: {spec.method} reads more about a user than a history.")
         _load(model, folder / BEST)
         model = Scorer(model)
     newest = seen[-spec.history_length :]
     padded = [len(items)] * (spec.history_length - len(newest)) + newest
     # User -1 is nobody of the data set: what would look it up must fail, not take another user for it.
     batch = Batch(*(torch.tensor([value]) for value in (padded, 0, -1, 0)))
-    with torch.no_grad():
-        scores = model.scores(batch)[0]
+    try:
+        with torch.no_grad():
+            scores = model.scores(batch)[0]
+    except KeyError as missing:  # of the batch's context, which a history alone does not give
+        raise InputError(f"{folder}: {spec.method} reads {missing} of a user, not a history alone.") from None
     order = scores.sort(descending=True, stable=True).indices.tolist()
     hidden = set() if keep_history else set(seen)
     best = [item for item in order if item not in hidden][:top]
