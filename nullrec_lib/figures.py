@@ -153,6 +153,51 @@ def sweep(frame: pd.DataFrame, x: str, columns: dict[str, str], baseline: dict[s
     return figure
 
 
+@_styled
+def rows(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel: str | None = None) -> Figure:
+    """One dot per row of a table and column, mean ± sd over seeds; rows from the top in order of appearance.
+
+    Args:
+        frame: one row per run (`experiments.stored`).
+        columns: column → label of its dots.
+        panel: column whose values stand side by side, such as `backbone`; runs without a value stand in every panel.
+    """
+    names = list(frame[by].unique())[::-1]
+    panels = frame[panel].dropna().unique() if panel else [None]
+    figure, axes = _axes(len(panels), height=0.6 + 0.19 * len(names), squeeze=False, sharey=True)
+    for ax, value in zip(axes[0], panels):
+        part = frame if value is None else frame[frame[panel].isna() | (frame[panel] == value)]
+        for k, (colour, (column, label)) in enumerate(zip(_PALETTE, columns.items())):
+            groups = part.groupby(by)[column]
+            mean, sd = groups.mean().reindex(names), groups.std(ddof=1).reindex(names).fillna(0)
+            place = np.arange(len(names)) + 0.16 * ((len(columns) - 1) / 2 - k)
+            ax.errorbar(mean, place, xerr=sd, fmt="o", ms=3, lw=1, capsize=1.5, color=colour, label=label)
+        ax.set(yticks=np.arange(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.4), xlim=(0, None),
+               xlabel="N@10", title=value or "")
+        ax.tick_params(axis="y", length=0)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(columns))
+    return figure
+
+
+@_styled
+def group_heatmap(frame: pd.DataFrame, part: str, groups: list[str], metric: str = "N@10", by: str = "method") -> Figure:
+    """Rows × groups of users and items: the mean metric, coloured within each group from its worst to its best row.
+
+    Args:
+        frame: one row per run, with columns `<part> <metric>` and `<part> <group> <metric>`.
+    """
+    columns = {f"{part} {metric}": "overall"} | {f"{part} {group} {metric}": group.replace("_", " ") for group in groups}
+    mean = frame.groupby(by, sort=False)[list(columns)].mean().rename(columns=columns)
+    low, high = mean.min(), mean.max()
+    shade = (mean - low) / (high - low).where(high > low, 1)
+    figure, axes = plt.subplots(figsize=(1 + 0.62 * len(columns), 0.9 + 0.22 * len(mean)), layout="constrained")
+    sns.heatmap(shade, annot=mean, fmt=".3f", cmap="crest", cbar=False, linewidths=0.5, annot_kws={"fontsize": 7}, ax=axes)
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(length=0)
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=30, ha="right")
+    return figure
+
+
 def plane(vectors: np.ndarray, seed: int = 22, neighbours: int = 15) -> np.ndarray:
     """(N, d) → (N, 2) by UMAP on cosine distance, seeded (so single-threaded)."""
     from umap import UMAP  # compiles for seconds when imported

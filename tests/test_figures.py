@@ -69,3 +69,31 @@ def test_a_plane_keeps_clusters_apart_and_is_seeded():
     assert one.shape == (40, 2) and (one == again).all()
     gap = np.linalg.norm(one[:20].mean(0) - one[20:].mean(0))
     assert gap > max(one[:20].std(), one[20:].std())
+
+
+def runs() -> pd.DataFrame:
+    rows = [{"method": "popularity", "backbone": None, "seed": 22, "x": 0.1, "x tail": 0.0}]
+    rows += [{"method": method, "backbone": backbone, "seed": seed, "x": value + seed, "x tail": 2 * value}
+             for backbone in ("sasrec", "dreamrec") for method, value in (("base", 0.2), ("alphafuse", 0.3))
+             for seed in (0, 1)]
+    return pd.DataFrame(rows)
+
+
+def test_rows_show_every_row_in_every_panel_with_its_mean():
+    figure = figures.rows(runs(), {"x": "authors"}, panel="backbone")
+    assert [ax.get_title() for ax in figure.axes] == ["sasrec", "dreamrec"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["alphafuse", "base", "popularity"]
+    for ax in figure.axes:
+        dots = ax.containers[0].lines[0].get_xdata()
+        np.testing.assert_allclose(dots, [0.8, 0.7, 0.1])
+        bars = ax.containers[0].lines[2][0].get_segments()
+        np.testing.assert_allclose([bar[1, 0] - bar[0, 0] for bar in bars], [2**0.5, 2**0.5, 0])
+    assert len(figures.rows(runs(), {"x": "a"}).axes) == 1
+
+
+def test_group_heatmap_prints_the_means():
+    frame = runs().rename(columns={"x": "test N@10", "x tail": "test tail_item N@10"})
+    figure = figures.group_heatmap(frame, "test", ["tail_item"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.100", "0.000", "0.700", "0.400", "0.800", "0.600"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["overall", "tail item"]
