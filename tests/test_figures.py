@@ -85,10 +85,10 @@ def test_rows_show_every_row_in_every_panel_with_its_mean():
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["alphafuse", "base", "popularity"]
     for ax in figure.axes:
-        dots = ax.containers[0].lines[0].get_xdata()
+        dots = ax.containers[0].lines[0].get_xdata().astype(float)
         np.testing.assert_allclose(dots, [0.8, 0.7, 0.1])
         bars = ax.containers[0].lines[2][0].get_segments()
-        np.testing.assert_allclose([bar[1, 0] - bar[0, 0] for bar in bars], [2**0.5, 2**0.5, 0])
+        np.testing.assert_allclose([float(bar[1, 0] - bar[0, 0]) for bar in bars], [2**0.5, 2**0.5, 0])
     assert len(figures.rows(runs(), {"x": "a"}).axes) == 1
 
 
