@@ -14,3 +14,8 @@ METHODS = {"base": Base, "llminit": LLMInit, "frozen": Frozen, "alphafuse": Alph
 RULES = {"popularity": Popularity, "itemknn": ItemKNN, "textknn": TextKNN}
 """Rankers without training or backbone: the rows that keep everyone honest. Those with `reads_language` False need
 no embeddings."""
+
+
+def runs_on(method: str, backbone: str) -> bool:
+    """Whether a trained method can be put on a backbone."""
+    return True
