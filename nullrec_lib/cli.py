@@ -225,6 +225,69 @@ def recommend(
         print(f"{row.rank:>4}  {row.score:>10.4f}  {row.item_id:<16}  {row.title}")
 
 
+@app.command()
+@speaks
+def grid(
+    file: Annotated[str, typer.Argument(help="A YAML file, or a packaged grid: tiny, table3-shop, table4-shop.")],
+    jobs: Annotated[Optional[int], typer.Option(
+        help="Processes side by side; default one for each core, or two where there is a GPU.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each process.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    root: Annotated[Path, typer.Option(help="Where runs are stored, and found again.")] = Path("runs"),
+    reports: Annotated[Path, typer.Option(help="Where the folder with the tables is made.")] = Path("reports"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run methods × data × splits × backbones × seeds from one file, and make tables with their statistics.
+
+    The file maps fields of a spec to values; data, split, backbone, method, seed and lr may be lists:
+
+    \b
+    data: shop
+    split: cold-start
+    method: [ popularity, base, {method: alphafuse, null_dim: 32, label: alphafuse-32} ]
+    seed: [22, 23, 24]
+    lr: [0.01, 0.001]
+    epochs: 40
+
+    Each data × split × backbone is a table and each method a row. A row's learning rate is chosen on the first seed by
+    validation N@20, never by test figures. The tables come with a comparison of each row with its best rival.
+
+    Stopped or failed? The same command goes on with what is missing. Status 1: a row has no result at all.
+    """
+    import shlex
+    import sys
+
+    from nullrec_lib.grid import load, plan, run_grid
+
+    asked = load(file)
+    if not as_json:
+        for note in asked.skipped:
+            print(note)
+    if dry_run:
+        planned = plan(asked, root)
+        print(json.dumps(planned) if as_json else "tables: {tables}, rows: {cells}, runs: at most {runs}, of which "
+              "still to do: {to_do}".format(**planned))
+        return
+    command = shlex.join(["nullrec", *sys.argv[1:]])
+    done = run_grid(asked, root, reports, jobs, threads, device, command)
+    for failed in done["failures"]:
+        where = ", ".join(f"{name} {failed[name]}" for name in ("label", "lr", "seed") if failed[name] is not None)
+        typer.secho(f"nullrec: warning: {where} failed: {failed['error']}", err=True, fg="yellow")
+    for row in done["missing"]:
+        typer.secho(f"nullrec: no result: {row}", err=True, fg="red")
+    if as_json:
+        print(json.dumps(done, ensure_ascii=False))
+    else:
+        for table in done["tables"]:
+            best = max(table["rows"], key=lambda row: row["test_consistent"]["N@20"])
+            print(f"{table['data']}, {table['split']}, {table['backbone']}: {len(table['rows'])} rows; highest "
+                  f"consistent N@20 {best['test_consistent']['N@20']:.4f} by {best['label']}")
+        print(f"tables in {done['folder']}/results.md")
+    if done["missing"]:
+        raise typer.Exit(1)
+
+
 @data_app.command()
 @speaks
 def describe(

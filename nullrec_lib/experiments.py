@@ -6,16 +6,15 @@ import inspect
 import json
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from threadpoolctl import threadpool_limits
 
 from nullrec_lib import data
@@ -32,11 +31,12 @@ from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
+from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit
 
-SPEC, RESULT = "spec.json", "result.json"
+SPEC, RESULT, RANKS = "spec.json", "result.json", "ranks.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     tensors = {f"{part}_{name}": rank for (part, name), rank in ranks.items()}
     # Examples of one user are not independent: tests of significance must know whose they are.
     tensors |= {f"{part}_user": torch.from_numpy(parts.user_of(getattr(parts, part))) for part in ("valid", "test")}
-    write_tensors(folder / "ranks.safetensors", tensors)
+    write_tensors(folder / RANKS, tensors)
     result = {
         "key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
         "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,
@@ -267,51 +267,46 @@ def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: st
 def run_all(
     specs: list[Spec], root: Path = Path("runs"), jobs: int | None = None, threads: int = 1, **options
 ) -> pd.DataFrame:
-    """Run specs side by side in `jobs` processes and return their `stored` results.
-
-    Without `jobs` there is a process for every `threads` cores, or two where there is a GPU.
-
-    Data are loaded and texts embedded once, before the processes start. A failed run does not stop the others.
+    """`run_many`, then the `stored` results of all specs.
 
     Raises:
         RuntimeError: after all have ended, naming the specs that failed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = 2 if torch.cuda.is_available() else cores // threads  # processes on one GPU take turns
-    jobs = max(1, min(jobs or most, len(specs)))
-    for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
-        prepare(spec)
-    failures = []
-    arguments = dict(root=Path(root), threads=threads, **options)
-    with bar(what="runs", total=len(specs), unit="run") as progress:
-        if jobs == 1:
-            outcomes = ((spec, lambda spec=spec: run(spec, **arguments)) for spec in specs)
-            _collect(outcomes, progress, failures)
-        else:
-            quiet = os.environ.get("TQDM_DISABLE")
-            os.environ["TQDM_DISABLE"] = "1"  # read by the children when they import tqdm: one bar is enough
-            try:
-                with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-                    futures = {pool.submit(run, spec, **arguments): spec for spec in specs}
-                    try:
-                        _collect(((futures[done], done.result) for done in as_completed(futures)), progress, failures)
-                    except BaseException:  # an interrupt stops what has not begun; what has is stored by the epoch
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise
-            finally:
-                os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
+    failures = run_many(specs, root, jobs, threads, **options)
     if failures:
-        raise RuntimeError(f"{len(failures)} of {len(specs)} runs failed: {'; '.join(failures)}")
+        said = "; ".join(f"{spec.method} seed {spec.seed}: {error}" for spec, error in failures.items())
+        raise RuntimeError(f"{len(failures)} of {len(specs)} runs failed: {said}")
     return stored(specs, root)
 
 
-def _collect(outcomes, progress, failures: list[str]) -> None:
-    for spec, outcome in outcomes:
-        try:
-            outcome()
-        except Exception as error:  # whatever broke this run must not take the others with it; it is re-raised
-            failures.append(f"{spec.method} seed {spec.seed}: {type(error).__name__}: {error}")
-        progress.update()
+def run_many(
+    specs: list[Spec], root: Path = Path("runs"), jobs: int | None = None, threads: int = 1,
+    work: Callable = run, **options,
+) -> dict[Spec, str]:
+    """Run specs side by side in `jobs` processes; a failed run does not stop the others, nor does a killed process.
+
+    Data are loaded and texts embedded once, before the processes start. A run whose process died is tried once
+    more, alone.
+
+    Args:
+        jobs: 1 runs everything in this process; None is a process for every `threads` cores, or two where there
+            is a GPU.
+        work: what is called with a spec, `root`, `threads` and `options`; a function of a module.
+
+    Returns: spec → error in one line, of the runs that failed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = max(1, jobs or (2 if torch.cuda.is_available() else cores // threads))  # processes on one GPU take turns
+    for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
+        prepare(spec)
+    call = partial(work, root=Path(root), threads=threads, **options)
+    failures = {}
+    with bar(what="runs", total=len(specs), unit="run") as progress:
+        for spec, error in outcomes(call, specs, jobs):
+            if error:
+                failures[spec] = error
+            progress.update()
+    return failures
 
 
 def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
@@ -348,8 +343,34 @@ def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
+def stored_ranks(specs: list[Spec], root: Path = Path("runs")) -> dict[str, dict[str, np.ndarray]]:
+    """Run key → `test_user` and the `test_…` ranks, (n,) int64 each, of the stored runs: what `against_best` reads.
+
+    Raises:
+        InputError: a spec has no finished run under `root`, or one without users.
+    """
+    found = {}
+    for folder in {_finished(spec, root) for spec in specs}:
+        with safe_open(folder / RANKS, "np") as handle:
+            found[folder.name] = {name: handle.get_tensor(name) for name in handle.keys() if name.startswith("test_")}
+        if "test_user" not in found[folder.name]:
+            raise InputError(f"{folder}: its ranks do not say whose they are (an older run); delete it, run it again.")
+    return found
+
+
+def finished(spec: Spec, root: Path = Path("runs")) -> bool:
+    """Whether a spec's run is stored under `root`. Embeds no text."""
+    return (_folder(spec, root) / RESULT).exists()
+
+
 def _finished(spec: Spec, root: Path) -> Path:
-    folder = Path(root) / spec.key(prepare(spec).dataset.fingerprint())
+    folder = _folder(spec, root)
     if not (folder / RESULT).exists():
         raise InputError(f"{folder}: no finished run of {spec.method} with seed {spec.seed}; run it first.")
     return folder
+
+
+def _folder(spec: Spec, root: Path) -> Path:
+    source = (spec.data, spec.clock, _changed(spec.data))
+    dataset, _ = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
+    return Path(root) / spec.key(dataset.fingerprint())

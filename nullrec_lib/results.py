@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 from nullrec_lib.files import write_text
+from nullrec_lib.statistics import RESAMPLES, against_best
 
 METRICS = ("R@10", "N@10", "M@10", "R@20", "N@20", "M@20")
 PARTS = {
@@ -31,22 +33,22 @@ def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.D
     return pd.DataFrame(rows).set_index(by)
 
 
-def paired(frame: pd.DataFrame, column: str, reference: str = "base") -> pd.DataFrame:
-    """Each method against `reference`, seed by seed: mean difference, 95% interval and p of a paired t-test.
+def paired(frame: pd.DataFrame, column: str, reference: str = "base", by: str = "method") -> pd.DataFrame:
+    """Each row against `reference`, seed by seed: mean difference, 95% interval and p of a paired t-test.
 
-    Seeds that only one of the two has are left out. With fewer than two shared seeds there is no test, and the
-    method has no row.
+    Seeds that only one of the two has are left out. With fewer than two shared seeds there is no test, and no
+    row.
     """
-    _one_run_per_seed(frame, "method")
-    wide = frame.pivot(index="seed", columns="method", values=column)
+    _one_run_per_seed(frame, by)
+    wide = frame.pivot(index="seed", columns=by, values=column)
     rows = []
-    for method in [name for name in frame["method"].unique() if name != reference and reference in wide]:
-        both = wide[[method, reference]].dropna()
+    for name in [name for name in frame[by].unique() if name != reference and reference in wide]:
+        both = wide[[name, reference]].dropna()
         if len(both) < 2:
             continue
-        test = ttest_rel(both[method], both[reference])
+        test = ttest_rel(both[name], both[reference])
         low, high = test.confidence_interval(0.95)
-        rows.append({"method": method, "difference": float(np.mean(both[method] - both[reference])), "low": low,
+        rows.append({by: name, "difference": float(np.mean(both[name] - both[reference])), "low": low,
                      "high": high, "p": test.pvalue, "seeds": len(both)})
     return pd.DataFrame(rows)
 
@@ -59,19 +61,34 @@ def _one_run_per_seed(frame: pd.DataFrame, by: str) -> None:
         raise ValueError(f"{by} {row[by]} has several runs with seed {row['seed']}: group by what tells them apart.")
 
 
-def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> str:
+def report(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    reference: str = "base",
+    ranks: dict[str, dict[str, np.ndarray]] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """The table of `frame` (`experiments.stored`) as Markdown, with what it needs to be read: data, split, seeds.
 
     Writes `results.csv` (one row per run) and `results.md` into `folder`, or nothing where `folder` is empty.
+
+    Args:
+        frame: its rows are told apart by the column `label` if there is one, else by `method`.
+        reference: the row that others are compared with, seed by seed, where there are no `ranks`.
+        ranks: `experiments.stored_ranks` of the same runs: compares each row with its best rival instead.
+        notes: said above the tables, one line each.
     """
     first = frame.iloc[0]
+    by = "label" if "label" in frame else "method"
+    backbones = list(frame["backbone"].dropna().unique())
+    rivals = pd.DataFrame() if ranks is None else against_best(frame, ranks, by=by)
     text = [
-        f"# {first['data']}, {first['split']}",
+        f"# {', '.join([first['data'], first['split'], *(backbones if by == 'label' else [])])}",
         f"{first['n_users']:,} users, {first['n_items']:,} items, {first['n_interactions']:,} interactions"
         f"{'' if pd.isna(first['keep']) else f' (keep={first.keep})'}; {first['train_examples']:,} training, "
         f"{first['valid_examples']:,} validation and {first['test_examples']:,} test examples, ranked among all items; "
         f"{first['cold_items']:,} items never trained on (split {first['split_fingerprint']}). "
-        f"Encoder {first['encoder']}; backbone {', '.join(frame['backbone'].dropna().unique()) or 'none'}. "
+        f"Encoder {first['encoder']}; backbone {', '.join(backbones) or 'none'}. "
         f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}; rules without training have "
         f"no seed. Learning rate {_values(frame, 'spec lr')}, at most {_values(frame, 'spec epochs')} epochs, "
         f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')}).",
@@ -79,24 +96,52 @@ def report(frame: pd.DataFrame, folder: str | Path, reference: str = "base") -> 
     ]
     if first["notes"]:
         text.insert(2, first["notes"])
+    if notes:
+        text.append("\n".join(f"- {note}" for note in notes))
+    if len(rivals):
+        text.append(
+            f"Comparisons with the best rival: the other row with the highest mean, chosen on these same test figures. "
+            f"Paired t-test over shared seeds, and bootstrap over test users ({RESAMPLES:,} resamples of whole users, "
+            f"examples averaged over seeds); 95% intervals of the difference. Both p-values are followed by Holm's "
+            f"correction for the {len(rivals)} comparisons of this table (all rows, metrics and scoring protocols).")
     for part, meaning in PARTS.items():
         columns = [f"{part} {name}" for name in METRICS]
-        table = summary(frame, columns).rename(columns={f"{part} {name}": name for name in METRICS})
+        table = summary(frame, columns, by).rename(columns={f"{part} {name}": name for name in METRICS})
         text += [f"## Scoring {meaning}", markdown(table.reset_index())]
-        compared = paired(frame, f"{part} N@10", reference)
+        if len(rivals):
+            text += ["Against the best rival:", markdown(_told(rivals[rivals["part"] == part], by))]
+        compared = paired(frame, f"{part} N@10", reference, by) if ranks is None else ()
         if len(compared):
             text += [f"N@10 against {reference}, paired over seeds (95% interval of the difference, t-test):",
-                     markdown(compared.assign(p=["<0.0001" if p < 1e-4 else f"{p:.4f}" for p in compared["p"]])
+                     markdown(compared.assign(p=[_p(p) for p in compared["p"]])
                               .round({"difference": 4, "low": 4, "high": 4}))]
     columns = ["params_trainable", "params_total", "nullity", "best_epoch", "seconds_per_epoch",
                "seconds_per_evaluation"]
-    costs = frame.groupby("method", sort=False)[[column for column in columns if column in frame]].median()
+    costs = frame.groupby(by, sort=False)[[column for column in columns if column in frame]].median()
     text += ["## Cost (medians)", markdown(costs.round(2).reset_index())]
     content = "\n\n".join(text) + "\n"
     if str(folder):
         write_text(Path(folder) / "results.md", content)
         write_text(Path(folder) / "results.csv", frame.to_csv(index=False))
     return content
+
+
+def _told(rivals: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Comparisons as a person reads them."""
+    def interval(low, high):
+        return ["-" if np.isnan(a) else f"{a:+.4f} … {b:+.4f}" for a, b in zip(rivals[low], rivals[high], strict=True)]
+
+    return pd.DataFrame({
+        by: rivals[by], "metric": rivals["metric"], "best rival": rivals["rival"],
+        "difference": [f"{value:+.4f}" for value in rivals["difference"]], "seeds": rivals["seeds"],
+        "95% (t)": interval("t_low", "t_high"), "p (t)": rivals["t_p"].map(_p), "Holm (t)": rivals["t_p_holm"].map(_p),
+        "95% (bootstrap)": interval("low", "high"), "p (bootstrap)": rivals["p"].map(_p),
+        "Holm (bootstrap)": rivals["p_holm"].map(_p),
+    })
+
+
+def _p(p: float) -> str:
+    return "-" if np.isnan(p) else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _configuration(frame: pd.DataFrame) -> str:

@@ -269,8 +269,12 @@ def test_a_run_stores_everything_and_no_checkpoint(finished):
 def test_metrics_are_those_of_the_stored_ranks(finished):
     _, result, folder = finished
     ranks = load_file(folder / "ranks.safetensors")
-    assert set(ranks) == {"valid_authors", "valid_consistent", "test_authors", "test_consistent", "valid_user",
-                          "test_user"}
+    assert set(ranks) == {f"{part}_{name}" for part in ("valid", "test") for name in ("authors", "consistent", "user")}
+    parts = prepare(finished[0]).split
+    for part in ("valid", "test"):
+        # An example's user owns the place of its target in the flat sequence of items.
+        user, place = ranks[f"{part}_user"].numpy(), getattr(parts, part)
+        assert np.all((parts.offsets[user] <= place) & (place < parts.offsets[user + 1]))
     for part in ("valid", "test"):
         for name, place in (("authors", part), ("consistent", f"{part}_consistent")):
             own = ranks[f"{part}_{name}"]

@@ -1,0 +1,333 @@
+"""A grid: one YAML file → many runs → tables with their statistics. What is stored is not run again."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from nullrec_lib.backbones import BACKBONES
+from nullrec_lib.errors import InputError
+from nullrec_lib.experiments import finished, run_many, stored, stored_ranks
+from nullrec_lib.files import write_json, write_text
+from nullrec_lib.machine import choose_device, environment
+from nullrec_lib.methods import METHODS, RULES, runs_on
+from nullrec_lib.results import METRICS, PARTS, report
+from nullrec_lib.spec import Spec
+
+VARY = ("data", "split", "backbone", "method", "seed", "lr")
+"""Fields that may be lists. Each data × split × backbone is a table, each method a row of it."""
+
+COMMON = {"data", "clock", "keep", "split", "min_history", "split_seed", "backbone", "seed", "lr", "epochs", "patience",
+          "select"}
+"""Fields that no row may have of its own: rows of a table share data, seeds and budget."""
+
+PACKAGED = Path(__file__).parent / "grids"
+_TYPES = {field.name: field.type for field in fields(Spec)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of one table."""
+
+    table: tuple[str, str, str]
+    """data, split, backbone."""
+    label: str
+    spec: Spec
+
+    def at(self, rate: float, seed: int) -> Spec:
+        """The run of this row with a learning rate and a seed; a rule without training has but one."""
+        return replace(self.spec, lr=rate, seed=seed) if self.spec.method in METHODS else self.spec
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a file asks for."""
+
+    name: str
+    text: str
+    cells: tuple[Cell, ...]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    skipped: tuple[str, ...]
+    """Methods left out of tables whose backbone they do not run on, a sentence each."""
+
+    def search(self) -> list[Spec]:
+        """Every row with every rate on the first seed, without repetition."""
+        return list(dict.fromkeys(cell.at(rate, self.seeds[0]) for cell in self.cells for rate in self.rates))
+
+    def rest(self, rates: dict[Cell, float]) -> list[Spec]:
+        """The other seeds of the rows whose rate is known."""
+        return list(dict.fromkeys(cell.at(rates[cell], seed) for cell in self.cells if cell in rates
+                                  for seed in self.seeds[1:]))
+
+
+# Reading
+
+
+class _Strict(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(grid: str | Path) -> Grid:
+    """Read a grid file, or the packaged grid of that name.
+
+    Raises:
+        InputError: no such file, not YAML, or not a grid; names the file and the field.
+    """
+    path = Path(grid) if Path(grid).is_file() else PACKAGED / f"{grid}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(known.stem for known in PACKAGED.glob("*.yaml")))
+        raise InputError(f"grid: {str(grid)!r} is neither a file nor one of {there}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return _grid(yaml.load(text, _Strict), path.stem, text)
+    except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _grid(content: Any, stem: str, text: str) -> Grid:
+    if not isinstance(content, dict) or "method" not in content:
+        raise InputError("a grid maps fields of a spec to values, rows among them: `method: [base, alphafuse]`.")
+    content = dict(content)
+    name = content.pop("name", stem)
+    if not (isinstance(name, str) and re.fullmatch(r"[\w.-]*\w[\w.-]*", name)):
+        raise InputError(f"name: {name!r} must be a plain folder name, it becomes one under reports/.")
+    given = {key: _value(key, value) for key, value in content.items()}
+    axes = {key: given.get(key, [Spec.__dataclass_fields__[key].default]) for key in VARY}
+    rows = [_row(entry) for entry in axes["method"]]
+    labels = [label for label, _, _ in rows]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise InputError(f"method: two rows are called {twice[0]!r}; give one a `label`.")
+
+    shared = {key: value for key, value in given.items() if key not in VARY}
+    cells, skipped, heard = [], {}, {"method"}
+    for data, split, backbone in product(axes["data"], axes["split"], axes["backbone"]):
+        for label, method, own in rows:
+            if method in METHODS and backbone in BACKBONES and not runs_on(method, backbone):
+                skipped[f"{label} does not run on {backbone} and is left out there."] = None
+                continue
+            reads = Spec(method=method, **({"backbone": backbone} if method in METHODS else {})).read()
+            if idle := [key for key in own if key not in reads]:
+                raise InputError(f"{idle[0]}: method {method} does not read it, so it would change nothing.")
+            asked = shared | own | {"data": data, "split": split, "backbone": backbone, "method": method}
+            heard |= reads
+            cells.append(Cell((data, split, backbone), label, Spec(**{k: v for k, v in asked.items() if k in reads})))
+    if not cells:
+        raise InputError(f"nothing is left to run: {' '.join(skipped)}")
+    if unheard := [key for key in given if key not in heard]:
+        raise InputError(f"{unheard[0]}: no row of this grid reads it, so it would change nothing.")
+    for rate, seed in product(axes["lr"], axes["seed"]):  # a wrong one is refused here and not halfway through
+        Spec(method="base", lr=rate, seed=seed)
+    return Grid(name, text, tuple(cells), tuple(map(float, axes["lr"])), tuple(axes["seed"]), tuple(skipped))
+
+
+def _value(key: Any, value: Any) -> Any:
+    """A field's value, or the list of values of a field that may vary."""
+    _known(key)
+    if key not in VARY:
+        if isinstance(value, (list, dict)):
+            raise InputError(f"{key}: only {', '.join(VARY)} may be lists; give one value, and variants as rows: "
+                             f"`method: [{{method: alphafuse, {key}: …}}]`.")
+        return _number(key, value)
+    values = [_number(key, one) for one in (value if isinstance(value, list) else [value])]
+    if not values or any(values.count(one) > 1 for one in values):
+        raise InputError(f"{key}: a list needs at least one value, and none twice.")
+    return values
+
+
+def _number(key: str, value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for text (it wants 1.0e-3)."""
+    if isinstance(value, str) and "float" in _TYPES[key]:
+        try:
+            return float(value)
+        except ValueError:
+            pass  # Spec says what is wrong
+    return value
+
+
+def _known(key: Any, *besides: str) -> None:
+    names = [*_TYPES, *besides]
+    if key not in names:
+        close = difflib.get_close_matches(str(key), names, n=1, cutoff=0)[0]
+        raise InputError(f"{key}: there is no such field; the closest is {close}.")
+
+
+def _row(entry: Any) -> tuple[str, str, dict[str, Any]]:
+    """Label, method and fields of its own of one entry of `method`."""
+    own = dict(entry) if isinstance(entry, dict) else {"method": entry}
+    for key in own:
+        _known(key, "label")
+        if key in COMMON:
+            raise InputError(f"{key}: rows of a table have it in common; give it for the whole grid.")
+    method = own.pop("method", None)
+    if not isinstance(method, Hashable) or method not in {**METHODS, **RULES}:
+        raise InputError(f"method: {method!r} is not one of {', '.join([*METHODS, *RULES])}.")
+    label = own.pop("label", " ".join([method, *(f"{key}={value}" for key, value in own.items())]))
+    if not isinstance(label, str) or not label.strip() or "|" in label:
+        raise InputError(f"label: {label!r} must be text without |.")
+    return label, method, {key: _number(key, value) for key, value in own.items()}
+
+
+# Running
+
+
+def choose(grid: Grid, root: Path) -> dict[Cell, float]:
+    """The learning rate of every row: highest validation N@20 (protocol `select`) on the first seed, of equal ones
+    the larger. Rows of which no candidate has finished are left out."""
+    chosen = {}
+    for cell in grid.cells:
+        figures = {rate: figure for rate in grid.rates if (figure := _validation(cell, rate, grid, root)) is not None}
+        if figures:
+            chosen[cell] = max((figure, rate) for rate, figure in figures.items())[1]
+    return chosen
+
+
+def _validation(cell: Cell, rate: float, grid: Grid, root: Path, select: str | None = None) -> float | None:
+    """Validation N@20 of a candidate, None if it has not finished."""
+    spec = cell.at(rate, grid.seeds[0])
+    part = "valid" if (select or spec.select) == "authors" else "valid_consistent"
+    return float(stored([spec], root)[f"{part} N@20"].iloc[0]) if finished(spec, root) else None
+
+
+def _missing(specs: list[Spec], root: Path) -> list[Spec]:
+    return [spec for spec in specs if not finished(spec, root)]
+
+
+def plan(grid: Grid, root: Path = Path("runs")) -> dict[str, int]:
+    """How many `tables`, `cells` and `runs` a grid has, and how many runs are `to_do` (at most: as long as a row's
+    rate is open, its other seeds are counted as missing)."""
+    search = grid.search()
+    todo = _missing(search, root)
+    rates = {cell: rate for cell, rate in choose(grid, root).items()
+             if not set(todo) & {cell.at(candidate, grid.seeds[0]) for candidate in grid.rates}}
+    trained = [cell for cell in grid.cells if cell.spec.method in METHODS]
+    later = len(grid.seeds) - 1
+    open_ = later * len([cell for cell in trained if cell not in rates])
+    return {"tables": len({cell.table for cell in grid.cells}), "cells": len(grid.cells),
+            "runs": len(search) + later * len(trained),
+            "to_do": len(todo) + len(_missing(grid.rest(rates), root)) + open_}
+
+
+def run_grid(
+    grid: Grid,
+    root: Path = Path("runs"),
+    reports: Path = Path("reports"),
+    jobs: int | None = None,
+    threads: int = 1,
+    device: str = "auto",
+    command: str = "",
+) -> dict[str, Any]:
+    """Run what is missing, choose rates by validation, run the other seeds, and write `reports/<name>/`.
+
+    A failed run is noted and the rest goes on; the next call tries it again.
+
+    Returns: `folder`, `tables` (data, split, backbone and rows with label, seeds, `lr`, whether that is at the
+        `edge` of the search, and mean metrics), `failures`, and `missing`: the rows without any result.
+
+    Raises:
+        InputError: bad data, encoder, device, threads or jobs.
+    """
+    for option, value in {"threads": threads, "jobs": jobs}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{option}: {value} is below 1.")
+    choose_device(device)
+    options = {"root": Path(root), "jobs": jobs, "threads": threads, "device": device}
+    errors = run_many(_missing(grid.search(), root), **options)
+    chosen = choose(grid, root)
+    errors |= run_many(_missing(grid.rest(chosen), root), **options)
+    failures = [
+        _named(cell, rate, seed) | {"error": errors[cell.at(rate, seed)]}
+        for cell in grid.cells
+        for rate, seed in (product(grid.rates, grid.seeds) if cell.spec.method in METHODS else [(None, None)])
+        if cell.at(rate, seed) in errors
+    ]
+    folder = Path(reports) / grid.name
+    write_text(folder / "grid.yaml", grid.text)
+    write_json(folder / "environment.json", environment() | {"command": command, "threads": threads, "device": device})
+    write_text(folder / "search.csv", pd.DataFrame(_candidates(grid, chosen, errors, root)).to_csv(index=False))
+    (folder / "failures.json").unlink(missing_ok=True)
+    if failures:
+        write_json(folder / "failures.json", failures)
+    told, frames, texts = [], [], []
+    for table in dict.fromkeys(cell.table for cell in grid.cells):
+        rows = [(cell, spec) for cell in grid.cells if cell.table == table and cell in chosen
+                for spec in dict.fromkeys(cell.at(chosen[cell], seed) for seed in grid.seeds) if finished(spec, root)]
+        if not rows:
+            continue
+        specs = [spec for _, spec in rows]
+        frame = stored(specs, root)
+        frame.insert(0, "label", [cell.label for cell, _ in rows])
+        frame.insert(0, "table", ", ".join(table))
+        notes = _notes(grid, table, chosen, failures)
+        texts.append(report(frame, "", ranks=stored_ranks(specs, root), notes=notes))
+        frames.append(frame)
+        told.append(dict(zip(("data", "split", "backbone"), table, strict=True)) | {"rows": _means(rows, frame, grid)})
+    if frames:
+        write_text(folder / "results.csv", pd.concat(frames).to_csv(index=False))
+        write_text(folder / "results.md", "\n".join(texts))
+    missing = [f"{cell.label} on {', '.join(cell.table)}" for cell in grid.cells if cell not in chosen]
+    return {"folder": str(folder), "tables": told, "failures": failures, "missing": missing}
+
+
+def _named(cell: Cell, rate: float | None, seed: int | None) -> dict[str, Any]:
+    return dict(zip(("data", "split", "backbone"), cell.table, strict=True)) | {
+        "label": cell.label, "method": cell.spec.method, "lr": rate, "seed": seed}
+
+
+def _edge(grid: Grid, rate: float) -> bool:
+    return len(grid.rates) > 1 and rate in (min(grid.rates), max(grid.rates))
+
+
+def _candidates(grid: Grid, chosen: dict[Cell, float], errors: dict[Spec, str], root: Path) -> list[dict[str, Any]]:
+    """Rows of `search.csv`."""
+    return [
+        _named(cell, rate, grid.seeds[0])
+        | {"valid N@20": _validation(cell, rate, grid, root, "authors"),
+           "valid_consistent N@20": _validation(cell, rate, grid, root, "consistent"),
+           "select": cell.spec.select, "error": errors.get(cell.at(rate, grid.seeds[0]), ""),
+           "chosen": chosen.get(cell) == rate, "edge": chosen.get(cell) == rate and _edge(grid, rate)}
+        for cell in grid.cells if cell.spec.method in METHODS for rate in grid.rates
+    ]
+
+
+def _notes(grid: Grid, table: tuple, chosen: dict[Cell, float], failures: list[dict]) -> list[str]:
+    trained = [cell for cell in grid.cells if cell.table == table and cell.spec.method in METHODS]
+    notes = []
+    if trained and len(grid.rates) > 1:
+        found = [f"{cell.label} {chosen[cell]:g}{' (chosen at the edge of the search)' * _edge(grid, chosen[cell])}"
+                 for cell in trained if cell in chosen]
+        notes.append(
+            f"Learning rate chosen once per row, on seed {grid.seeds[0]}, by validation N@20 "
+            f"({trained[0].spec.select}) among {', '.join(f'{rate:g}' for rate in grid.rates)}: {', '.join(found)}.")
+    for failed in failures:
+        if (failed["data"], failed["split"], failed["backbone"]) == table:
+            place = f", lr {failed['lr']:g}, seed {failed['seed']}," if failed["lr"] else ""
+            notes.append(f"{failed['label']}{place} failed: {failed['error']}")
+    notes += [f"{cell.label} has no result." for cell in grid.cells if cell.table == table and cell not in chosen]
+    return notes + [note for note in grid.skipped if f" on {table[2]} " in note]
+
+
+def _means(rows: list[tuple[Cell, Spec]], frame: pd.DataFrame, grid: Grid) -> list[dict[str, Any]]:
+    found = []
+    for cell in dict.fromkeys(cell for cell, _ in rows):
+        mine = frame[frame["label"] == cell.label]
+        rate = float(mine["spec lr"].iloc[0]) if cell.spec.method in METHODS else None
+        found.append({"label": cell.label, "method": cell.spec.method, "seeds": len(mine), "lr": rate,
+                      "edge": rate is not None and _edge(grid, rate)}
+                     | {part: {name: float(mine[f"{part} {name}"].mean()) for name in METRICS} for part in PARTS})
+    return found

@@ -1,0 +1,72 @@
+"""Calls side by side in processes, of which any may fail or be killed without taking the others with it."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def outcomes(call: Callable[[Item], Any], items: list[Item], jobs: int) -> Iterator[tuple[Item, str | None]]:
+    """Call each item in one of `jobs` processes (1: in this one); yield it with its error in one line, or None.
+
+    A call whose process died is tried once more, alone, after all others: it may have been a neighbour that took
+    the memory. Interrupts are not errors of an item and are raised.
+    """
+    died = []
+    for item, error in _here(call, items) if jobs == 1 else _elsewhere(call, items, jobs):
+        if isinstance(error, BrokenProcessPool):
+            died.append(item)
+        else:
+            yield item, _said(error)
+    for item, error in _elsewhere(call, died, 1):
+        yield item, _said(error)
+
+
+def _said(error: BaseException | None) -> str | None:
+    if isinstance(error, BrokenProcessPool):
+        return "the process died (killed or out of memory)"
+    if error is None or isinstance(error, Exception):
+        return " ".join(f"{type(error).__name__}: {error}".split()) if error else None
+    raise error
+
+
+def _here(call: Callable, items: list) -> Iterator[tuple[Any, BaseException | None]]:
+    for item in items:
+        try:
+            call(item)
+        except Exception as error:  # whatever broke this call must not take the others with it
+            yield item, error
+        else:
+            yield item, None
+
+
+def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, BaseException | None]]:
+    """A process that dies breaks its whole pool, so each has a pool of its own: then it is known whose call it was."""
+    quiet = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # read by the children when they import tqdm: one bar is enough
+    fresh = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
+    idle = [fresh() for _ in range(min(jobs, len(items)))]
+    waiting, flying = deque(items), {}
+    try:
+        while waiting or flying:
+            while waiting and idle:
+                pool, item = idle.pop(), waiting.popleft()
+                flying[pool.submit(call, item)] = pool, item
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                pool, item = flying.pop(future)
+                error = future.exception()
+                idle.append(fresh() if isinstance(error, BrokenProcessPool) else pool)
+                yield item, error
+    finally:
+        # An interrupt stops what has not begun, and does not wait for what has: it is stored by the epoch.
+        for pool in [*idle, *(pool for pool, _ in flying.values())]:
+            pool.shutdown(wait=not flying, cancel_futures=True)
+        os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
