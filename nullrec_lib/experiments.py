@@ -323,9 +323,11 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
             row |= {f"{part} {name}": value for name, value in result[part].items()}
         for part, members in result["groups"].items():
             row |= {f"{part} {group} {name}": value for group, of in members.items() for name, value in of.items()}
+        row |= {f"threshold {name}": value for name, value in result["thresholds"].items()}
         row["notes"] = " ".join(result["notes"])
         # A rule reads no seed and is stored once; here it stands for the spec that asked for it.
-        rows.append(row | {"seed": spec.seed} | {f"spec {name}": value for name, value in asdict(spec).items()})
+        own = {f"spec {name}": value if name in spec.read() else None for name, value in asdict(spec).items()}
+        rows.append(row | {"seed": spec.seed} | own)
     return pd.DataFrame(rows)
 
 

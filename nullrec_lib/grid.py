@@ -95,12 +95,17 @@ def load(grid: str | Path) -> Grid:
         raise InputError(f"grid: {str(grid)!r} is neither a file nor one of {there}.")
     try:
         text = path.read_text(encoding="utf-8")
-        return _grid(yaml.load(text, _Strict), path.stem, text)
+        return make(yaml.load(text, _Strict), path.stem, text)
     except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _grid(content: Any, stem: str, text: str) -> Grid:
+def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
+    """The grid that a mapping of fields to values asks for; `stem` is its name if it does not say one itself.
+
+    Raises:
+        InputError: not a grid; names the field.
+    """
     if not isinstance(content, dict) or "method" not in content:
         raise InputError("a grid maps fields of a spec to values, rows among them: `method: [base, alphafuse]`.")
     content = dict(content)
@@ -329,5 +334,6 @@ def _means(rows: list[tuple[Cell, Spec]], frame: pd.DataFrame, grid: Grid) -> li
         rate = float(mine["spec lr"].iloc[0]) if cell.spec.method in METHODS else None
         found.append({"label": cell.label, "method": cell.spec.method, "seeds": len(mine), "lr": rate,
                       "edge": rate is not None and _edge(grid, rate)}
-                     | {part: {name: float(mine[f"{part} {name}"].mean()) for name in METRICS} for part in PARTS})
+                     | {part: {name: float(mine[f"{part} {name}"].mean()) for name in METRICS} for part in PARTS
+                        if f"{part} N@10" in mine})
     return found

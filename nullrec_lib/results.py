@@ -15,9 +15,14 @@ from nullrec_lib.statistics import RESAMPLES, against_best
 METRICS = ("R@10", "N@10", "M@10", "R@20", "N@20", "M@20")
 PARTS = {
     "test": "authors: raw dot product, nothing masked",
-    "test_consistent": "consistent: cosine as trained with, the user's earlier items masked",
+    "test_consistent": "consistent: the similarity trained with, the user's earlier items masked",
+    "test_sampled": "authors, each target only among itself and 100 sampled items that its user never touched",
+    "test_consistent_sampled": "consistent, each target only among itself and the same sampled items",
 }
-"""Prefix of the metric columns → what the scoring protocol is."""
+"""Prefix of the metric columns → what the scoring protocol is. The sampled ones are leave-one-out's."""
+
+GROUPS = ("tail_item", "head_item", "tail_user", "head_user", "tail_user_tail_item", "tail_user_head_item",
+          "head_user_tail_item", "head_user_head_item", "cold_item")
 
 
 def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.DataFrame:
@@ -94,6 +99,9 @@ def report(
         f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')}).",
         f"Configuration: {_configuration(frame)}.",
     ]
+    if "threshold tail_user" in frame:
+        text.append(f"Tail users have fewer than {first['threshold tail_user']} interactions before the target, tail items "
+                    f"fewer than {first['threshold tail_item']} training interactions; cold items have none.")
     if first["notes"]:
         text.insert(2, first["notes"])
     if notes:
@@ -104,7 +112,7 @@ def report(
             f"Paired t-test over shared seeds, and bootstrap over test users ({RESAMPLES:,} resamples of whole users, "
             f"examples averaged over seeds); 95% intervals of the difference. Both p-values are followed by Holm's "
             f"correction for the {len(rivals)} comparisons of this table (all rows, metrics and scoring protocols).")
-    for part, meaning in PARTS.items():
+    for part, meaning in [(part, meaning) for part, meaning in PARTS.items() if f"{part} N@10" in frame]:
         columns = [f"{part} {name}" for name in METRICS]
         table = summary(frame, columns, by).rename(columns={f"{part} {name}": name for name in METRICS})
         text += [f"## Scoring {meaning}", markdown(table.reset_index())]
@@ -115,6 +123,8 @@ def report(
             text += [f"N@10 against {reference}, paired over seeds (95% interval of the difference, t-test):",
                      markdown(compared.assign(p=[_p(p) for p in compared["p"]])
                               .round({"difference": 4, "low": 4, "high": 4}))]
+        text += [f"By group, {metric}:\n\n{markdown(by_group(frame, part, metric, by))}"
+                 for metric in (("R@10", "N@10") if "sampled" in part else ("N@10",)) if f"{part} cold_item n" in frame]
     columns = ["params_trainable", "params_total", "nullity", "best_epoch", "seconds_per_epoch",
                "seconds_per_evaluation"]
     costs = frame.groupby(by, sort=False)[[column for column in columns if column in frame]].median()
@@ -124,6 +134,14 @@ def report(
         write_text(Path(folder) / "results.md", content)
         write_text(Path(folder) / "results.csv", frame.to_csv(index=False))
     return content
+
+
+def by_group(frame: pd.DataFrame, part: str, metric: str, by: str = "method") -> pd.DataFrame:
+    """Mean ± sd of a metric in each of `GROUPS`, one row per value of `by`; the number of examples in the header."""
+    counts = {group: int(frame[f"{part} {group} n"].iloc[0]) for group in GROUPS}
+    columns = {f"{part} {group} {metric}": f"{group.replace('_', ' ')} ({counts[group]:,})" for group in GROUPS
+               if counts[group]}
+    return summary(frame, list(columns), by).drop(columns="seeds").rename(columns=columns).reset_index()
 
 
 def _told(rivals: pd.DataFrame, by: str) -> pd.DataFrame:

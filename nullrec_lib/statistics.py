@@ -11,7 +11,8 @@ from scipy.stats import ttest_rel
 from nullrec_lib.progress import bar
 
 RESAMPLES = 10_000
-PARTS = {"test": "test_authors", "test_consistent": "test_consistent"}
+PARTS = {"test": "test_authors", "test_consistent": "test_consistent", "test_sampled": "test_authors_sampled",
+         "test_consistent_sampled": "test_consistent_sampled"}
 """Prefix of the metric columns of a table → tensor of the stored ranks that they are means of."""
 
 
@@ -44,7 +45,7 @@ def against_best(
     """
     users = _same_users([ranks[key]["test_user"] for key in frame["key"]])
     rows, differences = [], []
-    for part in parts:
+    for part in [part for part in parts if f"{part} {metrics[0]}" in frame]:
         for metric in metrics:
             means = frame.groupby(by, sort=False)[f"{part} {metric}"].mean()
             for name in means.index if len(means) > 1 else ():

@@ -11,13 +11,18 @@ from nullrec_lib.errors import InputError
 ALIGNMENTS = ("contrastive", "cosine")
 
 
-def contrastive(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+def contrastive(x: Tensor, y: Tensor, temperature: float, both_ways: bool = False) -> Tensor:
     """InfoNCE with in-batch negatives: −log softmax over j of cos(xᵢ, yⱼ)/τ at j = i, mean over i; x, y (n, d).
 
     Rows must be distinct items: an item that came twice would be its own negative.
+
+    Args:
+        both_ways: the mean of this and of the same with x and y exchanged.
     """
     logits = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T / temperature
-    return F.cross_entropy(logits, torch.arange(len(x), device=x.device))
+    own = torch.arange(len(x), device=x.device)
+    loss = F.cross_entropy(logits, own)
+    return (loss + F.cross_entropy(logits.T, own)) / 2 if both_ways else loss
 
 
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -101,8 +101,7 @@ class LLMESR(Method):
     ) -> Tensor:
         items = torch.cat([batch.history.flatten(), batch.target]).unique()
         identity, language = vectors(items[items < self.n_items]).split(self.widths, dim=-1)
-        both_ways = (contrastive(identity, language, self.temperature), contrastive(language, identity, self.temperature))
-        loss = self.beta * sum(both_ways) / 2
+        loss = self.beta * contrastive(identity, language, self.temperature, both_ways=True)
         if "similar" not in batch.context:
             return loss
         similar, place = batch.context["similar"].unique(return_inverse=True)  # users teach many: each is read once
