@@ -245,7 +245,7 @@ def grid(
     \b
     data: shop
     split: cold-start
-    method: [ popularity, base, {method: alphafuse, null_dim: 32, label: alphafuse-32} ]
+    method: [ popularity, base, {method: alphafuse, null_dim: 32, label: af-32} ]
     seed: [22, 23, 24]
     lr: [0.01, 0.001]
     epochs: 40

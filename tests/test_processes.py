@@ -1,0 +1,45 @@
+"""Side by side: every call's outcome, whoever dies."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+
+from nullrec_lib.processes import outcomes
+
+
+def work(item, folder):
+    """Module level, so that a child can import it. Leaves a line per attempt."""
+    with (folder / f"tried-{item}").open("a") as file:
+        file.write("x")
+    tries = (folder / f"tried-{item}").stat().st_size
+    if item == "dies" or item == "dies once" and tries == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == "fails":
+        raise ValueError("two\nlines")
+
+
+def test_a_killed_process_takes_nobody_with_it(tmp_path):
+    items = ["dies", "a", "fails", "dies once", "b", "c"]
+    found = dict(outcomes(partial(work, folder=tmp_path), items, jobs=2))
+    assert found == {"a": None, "b": None, "c": None, "dies once": None, "fails": "ValueError: two lines",
+                     "dies": "the process died (killed or out of memory)"}
+    tries = {item: (tmp_path / f"tried-{item}").stat().st_size for item in items}
+    assert tries == {"dies": 2, "dies once": 2, "a": 1, "b": 1, "c": 1, "fails": 1}
+
+
+def test_in_this_process(tmp_path):
+    assert list(outcomes(partial(work, folder=tmp_path), ["a", "fails", "b"], jobs=1)) == [
+        ("a", None), ("fails", "ValueError: two lines"), ("b", None)]
+    assert list(outcomes(work, [], jobs=3)) == []
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupt_is_nobodys_error(jobs):
+    with pytest.raises(KeyboardInterrupt):
+        list(outcomes(interrupted, ["a", "b", "c"], jobs))
