@@ -187,7 +187,7 @@ def pretend(spec: Spec, root, valid: float, test: float, consistent: float) -> N
     counts = dict.fromkeys(("n_users", "n_items", "n_interactions", "train_examples", "valid_examples", "test_examples",
                             "cold_items", "params_total", "best_epoch"), 1)
     write_json(root / key / "spec.json", {"key": key, "spec": dataclasses.asdict(spec)})
-    write_json(root / key / "result.json", counts | {
+    write_json(root / key / "result.json", counts | {"groups": {}, "thresholds": {},
         "key": key, "method": spec.method, "backbone": "sasrec", "data": "shop-tiny", "split": spec.split, "keep": None,
         "encoder": "e", "seed": spec.seed, "split_fingerprint": "f", "params_trainable": 1, "notes": [],
         "test": figures(test), "test_consistent": figures(test), "valid": figures(valid),
