@@ -37,7 +37,8 @@ def made(tmp_path, encoder):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "maps fields"), ("- base", "maps fields"), ("data: shop", "maps fields"), ("method: [base", "mine.yaml: while"),
+    ("", "maps fields"), ("- base", "maps fields"), ("data: shop", "maps fields"),
+    ("method: [base", "mine.yaml: while"),
     ("method: base\nepoch: 3", "epoch: there is no such field; the closest is epochs"),
     ("method: base\nlr: 0.1\nlr: 0.2", "lr is given twice"),
     ("method: base\nepochs: [3, 4]", "epochs: only data, split, backbone, method, seed, lr may be lists"),
@@ -58,7 +59,8 @@ def made(tmp_path, encoder):
     ("method: [base, base]", "none twice"), ("method: [base, {method: base}]", "two rows are called 'base'"),
     ("method: [base, {method: alphafuse, label: base}]", "two rows are called 'base'"),
     ("method: [{method: base, label: a|b}]", "label: 'a|b' must be text without"),
-    ("method: base\nname: ../up", "name: '../up' must be a plain folder name"), ("method: base\nname: ..", "name: '..'"),
+    ("method: base\nname: ../up", "name: '../up' must be a plain folder name"),
+    ("method: base\nname: ..", "name: '..'"),
 ])
 def test_a_wrong_file_is_named_with_its_field(text, said, made):
     with pytest.raises(InputError) as error:

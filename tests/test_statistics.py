@@ -44,7 +44,8 @@ def test_bootstrap_of_a_normal_sample_is_normal():
     means = bootstrap(x[:, None], np.arange(400), 20_000)[:, 0]
     error = x.std() / 20
     assert means.mean() == pytest.approx(x.mean(), abs=0.001) and means.std() == pytest.approx(error, rel=0.02)
-    np.testing.assert_allclose(np.percentile(means, [2.5, 97.5]), x.mean() + error * np.array([-1.96, 1.96]), atol=0.004)
+    interval = x.mean() + error * np.array([-1.96, 1.96])
+    np.testing.assert_allclose(np.percentile(means, [2.5, 97.5]), interval, atol=0.004)
     assert two_sided(means[:, None])[0] == pytest.approx(2 * stats.norm.sf(abs(x.mean()) / error), rel=0.15)
 
 
