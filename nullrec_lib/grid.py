@@ -231,13 +231,14 @@ def plan(grid: Grid, root: Path = Path("runs")) -> dict[str, int]:
 def run_grid(
     grid: Grid,
     root: Path = Path("runs"),
-    reports: Path = Path("reports"),
+    reports: Path | None = Path("reports"),
     jobs: int | None = None,
     threads: int = 1,
     device: str = "auto",
     command: str = "",
 ) -> dict[str, Any]:
-    """Run what is missing, choose rates by validation, run the other seeds, and write `reports/<name>/`.
+    """Run what is missing, choose rates by validation, run the other seeds, and write `reports/<name>/`, or nothing
+    where `reports` is None.
 
     A failed run is noted and the rest goes on; the next call tries it again.
 
@@ -261,32 +262,41 @@ def run_grid(
         for rate, seed in (product(grid.rates, grid.seeds) if cell.spec.method in METHODS else [(None, None)])
         if cell.at(rate, seed) in errors
     ]
-    folder = Path(reports) / grid.name
-    write_text(folder / "grid.yaml", grid.text)
-    write_json(folder / "environment.json", environment() | {"command": command, "threads": threads, "device": device})
-    write_text(folder / "search.csv", pd.DataFrame(_candidates(grid, chosen, errors, root)).to_csv(index=False))
-    (folder / "failures.json").unlink(missing_ok=True)
-    if failures:
-        write_json(folder / "failures.json", failures)
-    told, frames, texts = [], [], []
+    made = tables(grid, root, failures)
+    if reports is not None:
+        folder = Path(reports) / grid.name
+        write_text(folder / "grid.yaml", grid.text)
+        about = environment() | {"command": command, "threads": threads, "device": device}
+        write_json(folder / "environment.json", about)
+        candidates = pd.DataFrame(_candidates(grid, chosen, errors, root))
+        write_text(folder / "search.csv", candidates.to_csv(index=False))
+        (folder / "failures.json").unlink(missing_ok=True)
+        if failures:
+            write_json(folder / "failures.json", failures)
+        if made:
+            write_text(folder / "results.csv", pd.concat(frame for frame, _ in made.values()).to_csv(index=False))
+            write_text(folder / "results.md", "\n".join(text for _, text in made.values()))
+    told = [dict(zip(("data", "split", "backbone"), table, strict=True)) | {"rows": _means(grid, table, chosen, frame)}
+            for table, (frame, _) in made.items()]
+    missing = [f"{cell.label} on {', '.join(cell.table)}" for cell in grid.cells if cell not in chosen]
+    where = str(folder) if reports is not None else None
+    return {"folder": where, "tables": told, "failures": failures, "missing": missing}
+
+
+def tables(grid: Grid, root: Path = Path("runs"), failures: list[dict] = ()) -> dict[tuple, tuple[pd.DataFrame, str]]:
+    """(data, split, backbone) → the stored runs of that table, one row each with its `label`, and its Markdown."""
+    chosen, made = choose(grid, root), {}
     for table in dict.fromkeys(cell.table for cell in grid.cells):
         rows = [(cell, spec) for cell in grid.cells if cell.table == table and cell in chosen
                 for spec in dict.fromkeys(cell.at(chosen[cell], seed) for seed in grid.seeds) if finished(spec, root)]
-        if not rows:
-            continue
-        specs = [spec for _, spec in rows]
-        frame = stored(specs, root)
-        frame.insert(0, "label", [cell.label for cell, _ in rows])
-        frame.insert(0, "table", ", ".join(table))
-        notes = _notes(grid, table, chosen, failures)
-        texts.append(report(frame, "", ranks=stored_ranks(specs, root), notes=notes))
-        frames.append(frame)
-        told.append(dict(zip(("data", "split", "backbone"), table, strict=True)) | {"rows": _means(rows, frame, grid)})
-    if frames:
-        write_text(folder / "results.csv", pd.concat(frames).to_csv(index=False))
-        write_text(folder / "results.md", "\n".join(texts))
-    missing = [f"{cell.label} on {', '.join(cell.table)}" for cell in grid.cells if cell not in chosen]
-    return {"folder": str(folder), "tables": told, "failures": failures, "missing": missing}
+        if rows:
+            specs = [spec for _, spec in rows]
+            frame = stored(specs, root)
+            frame.insert(0, "label", [cell.label for cell, _ in rows])
+            frame.insert(0, "table", ", ".join(table))
+            notes = _notes(grid, table, chosen, failures)
+            made[table] = frame, report(frame, "", ranks=stored_ranks(specs, root), notes=notes)
+    return made
 
 
 def _named(cell: Cell, rate: float | None, seed: int | None) -> dict[str, Any]:
@@ -327,11 +337,11 @@ def _notes(grid: Grid, table: tuple, chosen: dict[Cell, float], failures: list[d
     return notes + [note for note in grid.skipped if f" on {table[2]} " in note]
 
 
-def _means(rows: list[tuple[Cell, Spec]], frame: pd.DataFrame, grid: Grid) -> list[dict[str, Any]]:
+def _means(grid: Grid, table: tuple, chosen: dict[Cell, float], frame: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
-    for cell in dict.fromkeys(cell for cell, _ in rows):
+    for cell in [cell for cell in grid.cells if cell.table == table and cell in chosen]:
         mine = frame[frame["label"] == cell.label]
-        rate = float(mine["spec lr"].iloc[0]) if cell.spec.method in METHODS else None
+        rate = chosen[cell] if cell.spec.method in METHODS else None
         found.append({"label": cell.label, "method": cell.spec.method, "seeds": len(mine), "lr": rate,
                       "edge": rate is not None and _edge(grid, rate)}
                      | {part: {name: float(mine[f"{part} {name}"].mean()) for name in METRICS} for part in PARTS

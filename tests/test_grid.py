@@ -6,7 +6,6 @@ import json
 import pandas as pd
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
 from nullrec_lib import experiments, grid
@@ -105,9 +104,7 @@ def test_rules_are_run_once_and_are_in_every_table_and_a_pair_that_cannot_be_is_
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_grids_can_be_read(path):
-    asked = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
-    if set(asked) <= {*METHODS, *RULES}:  # TODO(merge): all of them
-        assert load(path.stem).cells
+    assert load(path.stem).cells
 
 
 # Running
