@@ -255,7 +255,7 @@ def test_the_share_of_examples_without_a_state(share):
         model.none.zero_()
     torch.manual_seed(1)
     loss = model.loss(torch.ones(n, 2), batch(*[0] * n), 1, lambda ids: torch.zeros(*ids.shape, 2))
-    assert abs(float(loss) - (1 - share)) <= 4 * math.sqrt(share * (1 - share) / n)
+    assert abs(loss.item() - (1 - share)) <= 4 * math.sqrt(share * (1 - share) / n)
 
 
 def test_without_unconditional_examples_none_is_never_used():
