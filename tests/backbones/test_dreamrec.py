@@ -70,7 +70,7 @@ def test_signal_and_noise_preserve_variance_and_follow_the_linear_schedule(steps
 
 def test_steps_have_a_sinusoidal_code():
     code = _sinusoids(torch.tensor([0, 7, 1999])).double().numpy()
-    for row, t in zip(code, (0, 7, 1999)):
+    for row, t in zip(code, (0, 7, 1999), strict=True):
         expected = [f(t / 10_000 ** (i / 128)) for f in (math.cos, math.sin) for i in range(128)]
         np.testing.assert_allclose(row, expected, atol=5e-4)  # float32 angles of up to 2,000
 
@@ -82,7 +82,7 @@ def test_steps_have_a_sinusoidal_code():
 def test_times_rise_within_the_trained_steps_and_end_at_the_last(noise, sampling):
     times = dreamrec(noise_steps=noise, sampling_steps=sampling).times.tolist()
     assert len(times) == sampling and times[-1] == noise - 1
-    assert 0 <= times[0] and all(a < b for a, b in zip(times, times[1:]))
+    assert 0 <= times[0] and (np.diff(times) > 0).all()
     gaps = np.diff([-1, *times])
     assert gaps.max() - gaps.min() <= 1  # evenly
     if (noise, sampling) == (2000, 20):
@@ -110,7 +110,7 @@ def test_three_guided_ddim_steps_by_hand(guidance, queries):
     with torch.no_grad():
         got = getattr(model, queries)(states, batch(0, 0, examples=[4, 9])).double().numpy()
     none = model.none.detach().double().numpy()
-    for row, index, state in zip(got, (4, 9), states.double().numpy()):
+    for row, index, state in zip(got, (4, 9), states.double().numpy(), strict=True):
         x = gaussian(torch.tensor([index]), 2)[0].double().numpy()
         for now, then in ((49, 32), (32, 16), (16, None)):
             start = (1 + w) * denoised(model, x, state, now) - w * denoised(model, x, none, now)
@@ -278,7 +278,7 @@ def shop(targets_only: tuple[int, ...] = ()) -> Split:
     rng = np.random.default_rng(0)
     others = np.setdiff1d(np.arange(N), targets_only)
     sequences = [rng.choice(others, 5, replace=False) for _ in range(12)]
-    for sequence, target in zip(sequences, targets_only):
+    for sequence, target in zip(sequences, targets_only, strict=False):
         sequence[-1] = target
     items, offsets = np.concatenate(sequences), np.arange(0, 61, 5)
     place = np.arange(60)
