@@ -125,6 +125,7 @@ def by_activity(*activity: int) -> Split:
     ([2] * 7 + [5] * 2 + [9], 5, 7),  # 70% and 90% are equally near: the smaller
     ([2] * 3 + [5] * 6 + [9], 9, 9),  # 30% or 90%
     ([2, 3, 4, 5, 9], 9, 4),
+    ([2] * 4 + [5] * 6, 5, 4),  # somebody is always head, though 100% would be nearer than 40%
     ([7] * 6, 7, 0),  # equals are not parted: none is less active than another
     ([7], 7, 0),
 ], ids=str)

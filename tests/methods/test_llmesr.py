@@ -263,6 +263,21 @@ def test_held_out_users_teach_nobody():
         assert torch.equal(ours, theirs)
 
 
+def test_a_user_s_held_out_items_teach_nobody_under_leave_one_out():
+    known = []
+    for shift in (0, 7):
+        sequences = [[*items[:-2], *((item + shift) % MANY for item in items[-2:])] for items in shoppers(MANY)]
+        everyone = split_of(sequences, "r" * len(sequences), MANY)
+        place, ends = np.arange(len(everyone.items)), everyone.offsets[1:]
+        owned = ~np.isin(place, [*(ends - 1), *(ends - 2)])
+        split = Split("leave-one-out", MANY, everyone.items, everyone.offsets, everyone.train[owned[everyone.train]],
+                      ends - 2, ends - 1, owned)
+        method = make("llm-esr", material(MANY_E, split), width=4, **LLM_ESR | {"history_length": 4})
+        known.append([method.context(train_examples(split, 4))["similar"], method.histories, method.profiles])
+    for ours, theirs in zip(*known, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("similar_users", [1, 4, 9])
 def test_nobody_is_their_own_teacher(similar_users):
     split = split_of(shoppers(MANY), MANY_ROLES, MANY)
