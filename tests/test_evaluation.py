@@ -196,12 +196,17 @@ def test_both_protocols_by_hand():
     examples = shop([[3, 0, 3]], n_items=4)
     raw = torch.tensor([[8.0, 9.0, 1.0, 2.0]]).repeat(3, 1)
     scale = torch.tensor([0.1, 0.1, 1.0, 1.0])  # 0.8, 0.9, 1, 2
-    got = rank_all(Table(raw), examples, scale)
+    got = rank_all(Table(raw), examples, (scale, torch.zeros(4)))
     assert tuple(got) == PROTOCOLS == ("authors", "consistent")
     assert got["authors"].tolist() == [3, 2, 3]
     # Target 3; then 0 with 3 hidden; then 3 with 0 and 3 seen, which still competes.
     assert got["consistent"].tolist() == [1, 3, 1]
-    # Without a scale the raw scores are the similarity: only what was seen goes.
+    # A summand comes after the factor: (8, 9, 1, 2) · (½, ½, 1, 1) + (½, 0, 0, -1½) = (4½, 4½, 1, ½).
+    both = torch.tensor([0.5, 0.5, 1.0, 1.0]), torch.tensor([0.5, 0.0, 0.0, -1.5])
+    got = rank_all(Table(raw), examples, both)
+    assert got["authors"].tolist() == [3, 2, 3]
+    assert got["consistent"].tolist() == [4, 2, 3]
+    # Without a similarity the raw scores are the similarity: only what was seen goes.
     assert rank_all(Table(raw), examples)["consistent"].tolist() == [3, 2, 2]
     assert raw[0].tolist() == [8.0, 9.0, 1.0, 2.0]
 
@@ -217,12 +222,13 @@ def test_consistent_hides_the_whole_prefix_and_not_only_the_model_s_window():
 def test_consistent_equals_a_plain_loop():
     sequences, scores = random_case(users=20, n_items=40)
     scale = torch.rand(40, generator=torch.Generator().manual_seed(1)) + 0.5
-    got = rank_all(Table(scores), shop(sequences, 40), scale)
+    summand = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 20
+    got = rank_all(Table(scores), shop(sequences, 40), (scale, summand))
     example = 0
     for items in sequences:
         for k, target in enumerate(items):
             assert got["authors"][example] == plain_rank(scores[example].tolist(), target, ())
-            scaled = (scores[example] * scale).tolist()
+            scaled = (scores[example] * scale + summand).tolist()
             assert got["consistent"][example] == plain_rank(scaled, target, set(items[:k]))
             example += 1
 
@@ -236,11 +242,11 @@ def test_tiny_catalogues(n_items):
 
 def test_memory_does_not_change_the_ranks_and_is_kept_to():
     sequences, scores = random_case()
-    examples, scale = shop(sequences, 1000), torch.linspace(0.5, 2, 1000)
+    examples, similarity = shop(sequences, 1000), (torch.linspace(0.5, 2, 1000), torch.linspace(9, -9, 1000))
     results = {}
     for memory_mb in (0, 1, 2, 256):
         table = Table(scores)
-        results[memory_mb] = rank_all(table, examples, scale, memory_mb=memory_mb)
+        results[memory_mb] = rank_all(table, examples, similarity, memory_mb=memory_mb)
         assert sum(table.asked) == len(examples)
         # float32 scores with comparison, mask and NaN test: 7 bytes a score at least
         assert max(table.asked) == 1 or max(table.asked) * 1000 * 7 <= memory_mb * 2**20
@@ -249,6 +255,34 @@ def test_memory_does_not_change_the_ranks_and_is_kept_to():
         for protocol in PROTOCOLS:
             assert torch.equal(other[protocol], results[256][protocol])
             assert other[protocol].dtype == torch.int64 and other[protocol].shape == (300,)
+
+
+@pytest.mark.parametrize("memory_mb", [0, 256])
+def test_sampled_ranks_equal_a_plain_loop_with_ties_against_the_model(memory_mb):
+    sequences, scores = random_case(users=8, n_items=30)
+    scores = scores % 4  # ties everywhere
+    factor, summand = torch.tensor([1.0, 2.0]).repeat(15), torch.arange(30.0) % 3
+    examples = shop(sequences, 30)
+    rng = np.random.default_rng(5)
+    # as `groups.untouched` makes them: distinct, and never the user's
+    free = [np.setdiff1d(np.arange(30), items) for items in sequences for _ in items]
+    sampled = torch.from_numpy(np.stack([rng.choice(items, 9, replace=False) for items in free]))
+    got = rank_all(Table(scores), examples, (factor, summand), memory_mb, sampled=sampled)
+    assert set(got) == {*PROTOCOLS, *(f"{name}_sampled" for name in PROTOCOLS)}
+    for example, target in enumerate(sum(sequences, [])):
+        few = sampled[example].tolist()
+        for name, row in (("authors", scores[example]), ("consistent", scores[example] * factor + summand)):
+            ahead = sum(float(row[item]) >= float(row[target]) for item in few)
+            assert int(got[f"{name}_sampled"][example]) == 1 + ahead
+    # What all items are ranked by stays as it is without the sample.
+    alone = rank_all(Table(scores), examples, (factor, summand), memory_mb)
+    assert tuple(alone) == PROTOCOLS and all(torch.equal(alone[name], got[name]) for name in PROTOCOLS)
+
+
+def test_a_constant_scorer_is_last_among_the_sampled():
+    sampled = torch.tensor([[1, 2, 3]])
+    got = rank_all(Table(torch.zeros(1, 9)), shop([[0]], 9), sampled=sampled)
+    assert got["authors_sampled"].tolist() == got["consistent_sampled"].tolist() == [4]
 
 
 def test_a_row_larger_than_the_memory_is_ranked_alone():
