@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from nullrec_lib import data
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Examples
-from nullrec_lib.data.interactions import Dataset, cut
+from nullrec_lib.data.interactions import Dataset, core, cut
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
@@ -50,7 +50,7 @@ class Prepared:
 
 def prepare(spec: Spec) -> Prepared:
     """Load, cut, split and embed; kept for the next call with the same inputs."""
-    source = (spec.data, spec.clock, _changed(spec.data))
+    source = (spec.data, spec.clock, _changed(spec.data), spec.core)
     dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
@@ -63,19 +63,20 @@ def _changed(name: str) -> int:
 
 
 @lru_cache(maxsize=2)
-def _dataset(name, clock, changed) -> Dataset:
-    return data.load(name, clock)
+def _dataset(name, clock, changed, at_least) -> Dataset:
+    return core(data.load(name, clock), at_least)
 
 
 @lru_cache(maxsize=2)
-def _interactions(name, clock, changed, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
-    dataset = cut(_dataset(name, clock, changed), keep)
+def _interactions(name, clock, changed, at_least, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
+    dataset = cut(_dataset(name, clock, changed, at_least), keep)
     return dataset, split(dataset, protocol, min_history, split_seed)
 
 
 @lru_cache(maxsize=2)
-def _embeddings(name, clock, changed, encoder, encoder_identity, scale) -> np.ndarray:
-    unit = embed_items(_dataset(name, clock, changed).items, encoder)
+def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, scale) -> np.ndarray:
+    dataset = _dataset(name, clock, changed, at_least)
+    unit = embed_items(dataset.items, encoder, given=dataset.embeddings)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 
 
@@ -250,7 +251,7 @@ def run_all(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = 2 if torch.cuda.is_available() else cores // threads  # processes on one GPU take turns
     jobs = max(1, min(jobs or most, len(specs)))
-    for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
+    for spec in {(s.data, s.clock, s.core, s.encoder, s.reads_language): s for s in specs}.values():
         prepare(spec)
     failures = []
     arguments = dict(root=Path(root), threads=threads, **options)

@@ -45,6 +45,7 @@ def timeless(result: dict) -> dict:
 CHANGES = {
     "data": ("shop-tiny-visible1", {}),
     "clock": ("position", {}),
+    "core": (5, {"method": "popularity"}),
     "keep": ("last:5", {}),
     "split": ("leave-one-out", {}),
     "min_history": (3, {}),
