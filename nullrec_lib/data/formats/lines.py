@@ -117,10 +117,16 @@ def time_of(value: Any, name: str, path: Path, number: int) -> float:
 
 
 def words(value: Any, separator: str = ", ") -> str:
-    """A text, or the distinct texts of nested lists, on one line."""
-    if isinstance(value, (list, tuple)):
-        return separator.join(dict.fromkeys(text for part in value if (text := words(part, separator))))
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    """A text, or the distinct texts of nested lists, on one line; nothing else is a text."""
+    return separator.join(dict.fromkeys(_texts(value)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str) and (text := " ".join(value.split())):
+        yield text
 
 
 def description(text: str = "", **attributes: str) -> str:
