@@ -99,7 +99,7 @@ for _core in ("numpy.core", "numpy._core"):
     _REAL[f"{_core}.multiarray", "_reconstruct"] = _Reconstruct
     _REAL[f"{_core}.multiarray", "scalar"] = _Scalar
     _REAL[f"{_core}.numeric", "_frombuffer"] = _FromBuffer
-for _builtin in (slice, range, list, dict, tuple, set, frozenset, bytearray, int, float, bool, str):
+for _builtin in (slice, range, list, dict, tuple, set, frozenset, bytearray, bytes, int, float, bool, str):
     _REAL["builtins", _builtin.__name__] = _REAL["__builtin__", _builtin.__name__] = _builtin
 
 _NAMES = (
@@ -201,6 +201,8 @@ def _columns(frame: _Inert) -> dict[Any, np.ndarray]:
     names = _axes(frame)[0].tolist()
     columns: dict[Any, np.ndarray] = {}
     for values, places in _blocks(frame):
+        if not isinstance(values, np.ndarray):
+            raise ValueError("a block is no array")
         places = places.args[0] if isinstance(places, _Inert) else places
         places = range(*places.indices(len(names))) if isinstance(places, slice) else np.atleast_1d(places)
         for row, place in zip(np.atleast_2d(values), places, strict=True):
