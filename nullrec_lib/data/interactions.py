@@ -227,4 +227,4 @@ def cut(dataset: Dataset, keep: str | None) -> Dataset:
 
 def _has_users(dataset: Dataset, wish: str) -> None:
     if dataset.given is not None:
-        raise InputError(f"{dataset.name}: {wish} needs whole users, but these data are examples of a split; leave it out.")
+        raise InputError(f"{dataset.name}: {wish} needs whole users, these data are examples of a split; leave it out.")

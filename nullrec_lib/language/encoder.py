@@ -166,7 +166,7 @@ def embed_items(
         given: `Dataset.embeddings`, what came with the data.
 
     Raises:
-        InputError: the encoder cannot be found, an item has no text for it, or stored embeddings do not belong to
+        InputError: the encoder cannot be found, there is no text for it, or stored embeddings do not belong to
             these items.
     """
     if _is_given(encoder):
@@ -175,9 +175,9 @@ def embed_items(
     if encoder.endswith(".safetensors"):
         return _read(Path(encoder), ids)
     texts = item_texts(items)
-    if not all(texts):
+    if not any(texts):
         use = f"use encoder={GIVEN}, the embeddings that came with the data" if given else "give .safetensors instead"
-        raise InputError(f"encoder: {texts.count(''):,} of {len(texts):,} items have no text for {encoder}; {use}.")
+        raise InputError(f"encoder: the items have no text that {encoder} could read; {use}.")
     folder = find(encoder)
     record = {
         "encoder": encoder,

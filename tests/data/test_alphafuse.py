@@ -28,7 +28,8 @@ def frame(rows, left=False, width=WIDTH):
 
 ROWS = {
     # Two users' rows, then one that goes on with nothing, and one like the last of the second.
-    "train": [([], 0), ([0], 1), ([0, 1], 2), ([0, 1, 2], 3), ([1, 2, 3], 4), ([4], 3), ([4, 3], 3), ([1], 0), ([4, 3], 3)],
+    "train": [([], 0), ([0], 1), ([0, 1], 2), ([0, 1, 2], 3), ([1, 2, 3], 4), ([4], 3), ([4, 3], 3), ([1], 0),
+              ([4, 3], 3)],
     "valid": [([1, 0], 2), ([0], 2)],
     "test": [([], 4)],
 }
@@ -148,9 +149,9 @@ def test_embeddings_come_by_file(folder, write_pickle, refused):
 
 
 @pytest.mark.parametrize(("name", "value", "words"), [
-    ("train_data.df", frame([([1], 0), ([0, 7], 1)]), "train_data.df, row 1, column seq: [0, 7, 5] is not 3 item ids of "
-     "0 to 4, padded with 5 on one side."),
-    ("val_data.df", pd.DataFrame({"seq": [[0, 5, 1]], "next": [1]}), "val_data.df, row 0, column seq: [0, 5, 1] is not"),
+    ("train_data.df", frame([([1], 0), ([0, 7], 1)]), "train_data.df, row 1, column seq: [0, 7, 5] is not 3 item ids "
+     "of 0 to 4, padded with 5 on one side."),
+    ("val_data.df", pd.DataFrame({"seq": [[0, 5, 1]], "next": [1]}), "data.df, row 0, column seq: [0, 5, 1] is not"),
     ("val_data.df", pd.DataFrame({"seq": [[5, 0, 5]], "next": [1]}), "row 0, column seq: [5, 0, 5] is not"),
     ("val_data.df", pd.DataFrame({"seq": [[0, 1, 2], [0, 1]], "next": [1, 1]}), "row 1, column seq: [0, 1] is not"),
     ("val_data.df", pd.DataFrame({"seq": ["abc"], "next": [1]}), "row 0, column seq: 'abc' is not"),

@@ -114,10 +114,12 @@ def test_wrong_files(write, refused):
 def test_a_broken_gzip_stream_is_named(write, refused):
     folder = write("meta_A.json", META)
     whole = gzip.compress(("\n".join(['{"reviewerID": "ann", "asin": "B1", "unixReviewTime": 1}'] * 9)).encode())
-    for raw, place in ((whole[:-12], "line"), (b"no gzip at all", "line 1"), (whole[:30] + b"\0\0" + whole[32:], "line")):
+    bent = whole[:30] + b"\0\0" + whole[32:]
+    for raw, place in ((whole[:-12], "line"), (b"no gzip at all", "line 1"), (bent, "line")):
         (folder / "reviews_A.json.gz").write_bytes(raw)
         text = refused(load, folder)
-        assert text.startswith(f"{folder}/reviews_A.json.gz, {place}") and "gzip stream is damaged or breaks off" in text
+        assert text.startswith(f"{folder}/reviews_A.json.gz, {place}")
+        assert "the gzip stream is damaged or breaks off" in text
     write("reviews_A.json", b'{"reviewerID": "\xff"}\n', folder=folder.parent / "latin")
     text = refused(amazon.read_2014, write("meta_A.json", META, folder.parent / "latin"))
     assert text.endswith("reviews_A.json, line 1: byte 0xff is not utf-8, save the file as utf-8.")

@@ -58,8 +58,8 @@ def test_wrong_companions(folder, write_pickle, refused):
     assert refused(load, folder).endswith(
         "inter.txt, line 2: item 3 has no row in itm_emb_np.pkl, which ends with item 2.")
     (folder / "itm_emb_np.pkl").unlink()
-    for text, words in (("{}", "there is no 'id2item' in it, though items go up to 3."), ("[", "this is no JSON object"),
-                        ('{"id2item": {"1": "a", "2": "b"}}', "there is no '3' in it"),
+    for text, words in (("{}", "there is no 'id2item' in it, though items go up to 3."),
+                        ("[", "this is no JSON object"), ('{"id2item": {"1": "a", "2": "b"}}', "there is no '3' in it"),
                         ('{"id2item": {"1": "a", "2": "b", "3": "a"}}', "two items have one id.")):
         (folder / "id_map.json").write_text(text)
         assert words in refused(load, folder)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nullrec_lib.data import pickles
 
-FRAME = pd.DataFrame({"seq": [[1, 2], [3, 4], [5, 6]], "len_seq": [2, 2, 1], "next": [1, 2, 3], "score": [0.5, 1.0, -1.0]})
+FRAME = pd.DataFrame({"seq": [[1, 2], [3, 4], [5, 6]], "len_seq": [2, 2, 1], "next": [1, 2, 3],
+                      "score": [0.5, 1.0, -1.0]})
 PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
 
 
@@ -65,7 +66,8 @@ def test_frames(path, frame, protocol):
 def test_arrays(path, array, protocol):
     path.write_bytes(pickle.dumps(array, protocol))
     got = pickles.read(path)
-    assert type(got) is np.ndarray and got.shape == array.shape and got.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+    assert type(got) is np.ndarray and got.shape == array.shape
+    assert got.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
     assert got.tolist() == array.tolist()
 
 
@@ -91,7 +93,8 @@ PANDAS_1 = {
      "50eyqepFm71qhCm5UnxBWZmCbC61UU1mnGPkHdFuU27vcoVJ8APHvRR/4mccJT16wiUWOzbKzaJ2ldjw02tcXbb/+7b3FSeTyfFvWn5LDg"
      "2mqymO6E2iZAumPk0IQPf2VtqUxEcS8UiLMgOP6GBcviR0e3G3uF8MHY/iYcci9Cx2bVhewz74Bztw2ONnvVaVIFx/1yoF3T2SW/Gc0vY3"
      "cZdIVO3udWlyOAcdp1yToHeYhDN25O6IdvHGRp3tpc1Jbvyfep8Oe64htq/hC/VagGTeGkg4N+j7MpBuTCbN0tV/YPduIkFagSoz4nEkzf"
-     "6rDezi7Q0do8PL1fhB14Ngs/bjFgncRjNJytK4Ov7d6LIKDPcFTUkpbgwN5QXaLXYi+MybT7gQ8zPN8qYmHbkBJngKNJGXuknjP5tLJsA=", [2, 0]),
+     "6rDezi7Q0do8PL1fhB14Ngs/bjFgncRjNJytK4Ov7d6LIKDPcFTUkpbgwN5QXaLXYi+MybT7gQ8zPN8qYmHbkBJngKNJGXuknjP5tLJsA=",
+     [2, 0]),
     2: ("eNp1U2tv0zAUTdt1Y+YNg/EY71fGo2w8BwzGxhhsYR0YkPKlspzUa6KlaU/saJtEJfiwdvvVYCetYAgSydfXvvf43OPr70W/zeM6lxW/lY"
      "jKesKbgixyxZeyGazJHyh0ULTdIcuyWLORoLQvI4yVSGIeyUqTx7whEkkWopa/sZp7BEODcBaFnvwdT1gat0N/IxLMMwkEZT9Om+3tHLeZ"
      "RirkScK3CUuE34qlSlJfEQznUURjZrsYcawdHPCZ36oLXxIRmwnBqFvQjD0Qd1jbiKswnsbBLg5RHO7hCMVR2ynov9TFsT5kXW23deZxt6"
@@ -145,9 +148,9 @@ def write(path, value):
 def test_pandas_before_1(path, internals):
     """The layout of 0.20 to 1.0: a manager with a state instead of arguments, `_data`, numbered index classes."""
     index = named("pandas.core.indexes.base", "Index")
-    axes = [Made("pandas.core.indexes.base", "_new_Index", (index, {"data": np.array(["seq", "next"], object), "name": None})),
-            Made("pandas.core.indexes.base", "_new_Index", (named("pandas.core.indexes.numeric", "Int64Index"),
-                                                            {"data": np.array([4, 2]), "name": None}))]
+    numbers = named("pandas.core.indexes.numeric", "Int64Index")
+    axes = [Made("pandas.core.indexes.base", "_new_Index", (kind, {"data": data, "name": None}))
+            for kind, data in ((index, np.array(["seq", "next"], object)), (numbers, np.array([4, 2])))]
     cells = np.empty((1, 2), object)
     cells[0, 0], cells[0, 1] = [1, 2], [3]
     blocks = [{"values": np.array([[7, 8]]), "mgr_locs": slice(1, 2, 1)}, {"values": cells, "mgr_locs": slice(0, 1, 1)}]
@@ -162,7 +165,8 @@ def test_python_2(path):
     """Python 2 wrote bytes as text, and knew the built-ins by another name."""
     raw = struct.pack("<2d", 1.0, -2.0).decode("latin1")
     array = (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\n(I2\nt"
-             b"cnumpy\ndtype\n(U\x02f8I0\nI1\ntR(I3\nU\x01<NNNI-1\nI-1\nI0\ntbI00\nU\x10") + raw.encode("latin1") + b"tb"
+             b"cnumpy\ndtype\n(U\x02f8I0\nI1\ntR(I3\nU\x01<NNNI-1\nI-1\nI0\ntbI00\nU\x10")
+    array += raw.encode("latin1") + b"tb"
     path.write_bytes(b"\x80\x02" + array + b".")
     assert pickles.read(path).tolist() == [1.0, -2.0]
     path.write_bytes(b"\x80\x02c__builtin__\nslice\n(I1\nI2\nNtR.")
@@ -184,14 +188,17 @@ class Bomb:
     ("builtins", "exec"), ("builtins", "getattr"), ("builtins", "__import__"), ("builtins", "open"),
     ("builtins", "type"), ("builtins", "object"), ("builtins", "compile"), ("__builtin__", "eval"),
     ("operator", "attrgetter"), ("operator", "methodcaller"), ("functools", "partial"), ("importlib", "import_module"),
-    ("builtins", "list.__class__"), ("builtins", "dict.__init__.__globals__"), ("collections", "OrderedDict.__reduce__"),
+    ("builtins", "list.__class__"), ("builtins", "dict.__init__.__globals__"),
+    ("collections", "OrderedDict.__reduce__"),
     ("collections", "namedtuple"), ("numpy", "load"), ("numpy", "fromfile"), ("numpy", "memmap"), ("numpy", "save"),
     ("numpy", "ndarray.tofile"), ("numpy.f2py", "compile"), ("numpy.f2py", "run_main"),
     ("numpy.testing._private.utils", "runstring"), ("numpy.core.multiarray", "fromfile"), ("pandas", "eval"),
-    ("pandas", "read_pickle"), ("pandas", "DataFrame.eval"), ("pandas", "DataFrame.query"), ("pandas", "DataFrame.to_csv"),
+    ("pandas", "read_pickle"), ("pandas", "DataFrame.eval"), ("pandas", "DataFrame.query"),
+    ("pandas", "DataFrame.to_csv"),
     ("pandas.core.frame", "DataFrame.to_pickle"), ("pandas.io.common", "get_handle"), ("pandas.compat", "os.system"),
     ("pandas.core.computation.eval", "eval"), ("pyarrow", "memory_map"), ("pyarrow.lib", "open_file"),
-    ("pandasx", "DataFrame"), ("pickle", "loads"), ("_codecs", "decode"), ("codecs", "encode"), ("copyreg", "_reconstructor"),
+    ("pandasx", "DataFrame"), ("pickle", "loads"), ("_codecs", "decode"), ("codecs", "encode"),
+    ("copyreg", "_reconstructor"),
     ("torch._utils", "_rebuild_tensor_v2"), ("nullrec_lib.data.pickles", "_STANDS"), ("sys", "modules"), ("", ""),
 ])
 def test_anything_else_is_refused_by_name(path, refused, module, name):
