@@ -94,3 +94,5 @@ def test_a_flag_and_a_header_are_checked(write, refused):
     write("ratings.csv", "user,item,rating,time\n1,10,5,3\n", other)
     assert refused(load, other).endswith(
         "line 1: the header is 'user,item,rating,time', not userId,movieId,rating,timestamp.")
+    write("ratings.csv", "userId,movieId,rating,timestamp\n1,10,5," + "9" * 200_000 + "\n", other)
+    assert refused(load, other).endswith("line 2: the row is no CSV (field larger than field limit (131072)).")

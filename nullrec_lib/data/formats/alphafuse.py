@@ -7,7 +7,7 @@
 
 Rows name no users. A row whose history is the previous row's history and target, cut to seq_size, goes on with that
 row's sequence; any other begins a new one with its history. So each row is one example with its own history, and
-an interaction counts once where rows could be joined.
+an interaction counts once where rows could be joined. (A history_length above seq_size would show a joined row more.)
 """
 
 from __future__ import annotations

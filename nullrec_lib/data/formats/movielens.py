@@ -71,7 +71,10 @@ def _split(path: Path, separator: str, fields: int, encoding: str = "utf-8") -> 
 
 def _csv(path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
     for number, line in lines(path):
-        row = next(csv.reader([line]))
+        try:
+            row = next(csv.reader([line]))
+        except csv.Error as error:
+            raise wrong(path, f"the row is no CSV ({error})", number) from None
         if number == 1 and row != header:
             raise wrong(path, f"the header is {','.join(row)!r:.80}, not {','.join(header)}", 1)
         if len(row) != len(header):
