@@ -21,7 +21,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data sets, or downloa
 app.add_typer(data_app, name="data")
 
 Data = Annotated[str, typer.Option(
-    help="A generated set (shop, shop-tiny, …), a folder of RecBole files, or a folder's name under $NULLREC_DATA.")]
+    help="A generated set (shop, shop-tiny, …), a folder of data, or a folder's name under $NULLREC_DATA.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
@@ -52,7 +52,7 @@ def speaks(command: Callable) -> Callable:
 def run(
     method: Annotated[str, typer.Option(help="base, llminit, morec, … alphafuse; `nullrec methods` lists them.")],
     data: Data = "shop",
-    split: Annotated[str, typer.Option(help="cold-start (users) or leave-one-out.")] = "cold-start",
+    split: Annotated[str, typer.Option(help="cold-start (users), leave-one-out, or given by the data.")] = "cold-start",
     backbone: Annotated[str, typer.Option(help="sasrec or dreamrec.")] = "sasrec",
     seed: Annotated[int, typer.Option(help="Of initial weights, order, dropout and negatives.")] = 22,
     epochs: Annotated[Optional[int], typer.Option(help="At most; early stopping usually ends earlier.")] = None,
@@ -146,7 +146,7 @@ def spectrum(
     if scale is not None and not 0 < scale < float("inf"):
         raise InputError(f"scale: {scale} is not a positive, finite number.")
     dataset = data_sets.load(data)
-    unit = embed_items(dataset.items, encoder or DEFAULT)
+    unit = embed_items(dataset.items, encoder or DEFAULT, given=dataset.embeddings)
     scale = unit.shape[1] ** 0.5 if scale is None else scale
     space = decompose(unit * scale, null_dim=0)
     values = space.spectrum
@@ -292,19 +292,28 @@ def grid(
 @speaks
 def describe(
     path: Annotated[str, typer.Argument(help="A generated set, a folder, or a name under $NULLREC_DATA.")],
-    keep: Annotated[Optional[str], typer.Option(help="first:N or last:N interactions per user.")] = None,
+    core: Annotated[Optional[int], typer.Option(
+        help="Filter out users and items with fewer interactions, over and over.")] = None,
+    keep: Annotated[Optional[str], typer.Option(help="first:N or last:N interactions per user, after that.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Counts, lengths, clock and notes of a data set; every problem in its files is named with its place."""
     from nullrec_lib import data as data_sets
 
-    described = data_sets.cut(data_sets.load(path), keep).describe()
+    described = data_sets.cut(data_sets.core(data_sets.load(path), core), keep).describe()
     if as_json:
         print(json.dumps(described, ensure_ascii=False))
         return
     for key, value in described.items():
         for line in value if isinstance(value, list) else [value]:
             print(f"{key:>24}  {line:,}" if isinstance(line, int) else f"{key:>24}  {line}")
+    table = {"data": "name", "users": "n_users", "items": "n_items", "interactions": "n_interactions",
+             "density %": "density_percent", "sparsity %": "sparsity_percent", "average length": "mean_length"}
+    cells = {head: f"{described[key]:,}" if head != "data" else described[key] for head, key in table.items()}
+    wide = {head: max(len(head), len(cell)) for head, cell in cells.items()}
+    print("\n" + "  ".join(f"{head:>{wide[head]}}" for head in cells))
+    print("  ".join(f"{cell:>{wide[head]}}" for head, cell in cells.items()))
+    print('The papers print sparsity, 100 less the density, under the name "density".')
 
 
 @data_app.command()

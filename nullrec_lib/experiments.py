@@ -21,7 +21,7 @@ from nullrec_lib import data
 from nullrec_lib.backbones import BACKBONES, WIDTHS
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.groups import groups, thresholds, untouched
-from nullrec_lib.data.interactions import Dataset, cut
+from nullrec_lib.data.interactions import Dataset, core, cut
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
@@ -51,11 +51,15 @@ class Prepared:
 
 def prepare(spec: Spec) -> Prepared:
     """Load, cut, split and embed; kept for the next call with the same inputs."""
-    source = (spec.data, spec.clock, _changed(spec.data))
+    source = _source(spec)
     dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
     return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.scale))
+
+
+def _source(spec: Spec) -> tuple:
+    return spec.data, spec.clock, _changed(spec.data), spec.core
 
 
 def _changed(name: str) -> int:
@@ -64,19 +68,20 @@ def _changed(name: str) -> int:
 
 
 @lru_cache(maxsize=2)
-def _dataset(name, clock, changed) -> Dataset:
-    return data.load(name, clock)
+def _dataset(name, clock, changed, at_least) -> Dataset:
+    return core(data.load(name, clock), at_least)
 
 
 @lru_cache(maxsize=2)
-def _interactions(name, clock, changed, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
-    dataset = cut(_dataset(name, clock, changed), keep)
+def _interactions(name, clock, changed, at_least, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
+    dataset = cut(_dataset(name, clock, changed, at_least), keep)
     return dataset, split(dataset, protocol, min_history, split_seed)
 
 
 @lru_cache(maxsize=2)
-def _embeddings(name, clock, changed, encoder, encoder_identity, scale) -> np.ndarray:
-    unit = embed_items(_dataset(name, clock, changed).items, encoder)
+def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, scale) -> np.ndarray:
+    dataset = _dataset(name, clock, changed, at_least)
+    unit = embed_items(dataset.items, encoder, given=dataset.embeddings)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 
 
@@ -221,7 +226,7 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
     train, valid, test = (Examples(parts, part, spec.history_length, device) for part in ("train", "valid", "test"))
     for examples in (train, valid, test):
         examples.context = model.method.context(examples)
-    before = Scorer(model).table.cpu()
+    before, trained = Scorer(model).table.cpu(), torch.from_numpy(parts.popularity() > 0)
     fitted = fit(model, train, valid, folder, memory_mb=memory_mb, **_arguments(fit, spec))
     scorer = Scorer(model)
     table = scorer.table.cpu()
@@ -236,7 +241,7 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
         "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
         **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
-        "spread_kept": _spread(table) / _spread(before),
+        "spread_kept": _spread(table[trained]) / _spread(before[trained]),
     }
     if frozen := model.method.frozen_dim:
         found["row_space_identical"] = bool(torch.equal(before[:, :frozen], table[:, :frozen]))
@@ -297,7 +302,7 @@ def run_many(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, jobs or (2 if torch.cuda.is_available() else cores // threads))  # processes on one GPU take turns
-    for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
+    for spec in {(s.data, s.clock, s.core, s.encoder, s.reads_language): s for s in specs}.values():
         prepare(spec)
     call = partial(work, root=Path(root), threads=threads, **options)
     failures = {}
@@ -373,6 +378,5 @@ def _finished(spec: Spec, root: Path) -> Path:
 
 
 def _folder(spec: Spec, root: Path) -> Path:
-    source = (spec.data, spec.clock, _changed(spec.data))
-    dataset, _ = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
+    dataset, _ = _interactions(*_source(spec), spec.keep, spec.split, spec.min_history, spec.split_seed)
     return Path(root) / spec.key(dataset.fingerprint())

@@ -22,6 +22,9 @@ from nullrec_lib.training import fit
 RESULTS_VERSION = 2
 """Part of every run's key: raised with each change that moves numbers, so that old results are not taken for new."""
 
+WHOLE_USERS = {"clock", "core", "keep", "min_history", "split_seed"}
+"""Fields that say how users are cut and split; a split that came with the data leaves nothing to say."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -30,15 +33,16 @@ class Spec:
     # data
     data: str = "shop"  # a name or a folder, see data.load
     clock: str = "auto"  # auto | time | position: what timestamps are
-    keep: str | None = None  # first:N | last:N interactions per user
-    split: str = "cold-start"  # cold-start | leave-one-out
+    core: int | None = None  # users and items with fewer interactions are filtered out, over and over
+    keep: str | None = None  # first:N | last:N interactions per user, after that
+    split: str = "cold-start"  # cold-start | leave-one-out | given: by data that bring their own
     min_history: int = 1  # items in the shortest history
     split_seed: int = 22  # of the user shuffle, where there are no times, and of the items of sampled metrics
     history_length: int = 10  # items of a history that the model sees
     tail_user: int | None = None  # users with fewer interactions are tail; None is the 80/20 rule
     tail_item: int | None = None  # items with fewer training interactions are tail; None is the 80/20 rule
     # language
-    encoder: str = DEFAULT  # a name, a model folder, or a .safetensors file of embeddings
+    encoder: str = DEFAULT  # a name, a model folder, a .safetensors file of embeddings, or given
     scale: float | None = None  # of unit-norm embeddings; None is √d_l
     # method
     method: str = "alphafuse"
@@ -96,7 +100,7 @@ class Spec:
                 raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         # One dimension alone would be normed to a constant.
         lowest = {"history_length": 1, "width": 2, "neighbours": 1, "batch_size": 1, "epochs": 1, "patience": 1,
-                  "min_history": 0, "tail_user": 1, "tail_item": 1}
+                  "min_history": 0, "tail_user": 1, "tail_item": 1, "core": 1}
         for name, low in lowest.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise InputError(f"{name}: {getattr(self, name)} is below {low}.")
@@ -113,12 +117,13 @@ class Spec:
         idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]
         if idle:
             where = f" on {self.backbone}" if self.method in METHODS else ""
-            raise InputError(f"{idle[0]}: method {self.method}{where} does not read it, so it would change nothing.")
+            reader = f"split {self.split}" if idle[0] in WHOLE_USERS else f"method {self.method}{where}"
+            raise InputError(f"{idle[0]}: {reader} does not read it, so it would change nothing.")
 
     def read(self) -> set[str]:
         """Names of the fields that can change this spec's result."""
-        names = {"data", "clock", "keep", "split", "min_history", "split_seed", "history_length", "tail_user",
-                 "tail_item", "method"}
+        names = {"data", "split", "history_length", "tail_user", "tail_item", "method"}
+        names |= set() if self.split == "given" else WHOLE_USERS
         if self.reads_language:
             names |= {"encoder", "scale"}
         readers = [METHODS.get(self.method) or RULES[self.method]]

@@ -43,7 +43,8 @@ class Recommender(nn.Module):
 
     def _vectors(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The method's vectors by item id, for one step. Where the step looks up more ids than there are items, the
-        table is computed once and its rows are gathered: an adaptor then reads each item once."""
+        table is computed once and its rows are gathered: an adaptor then reads each item once (and what it draws at
+        random is drawn once per item, not once per look-up)."""
         method, table = self.method, self.method.vectors
         if method.n_items < batch.history.numel() + len(batch.target) * self.backbone.candidates:
             rows = pad_row(method.table())

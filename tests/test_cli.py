@@ -165,6 +165,19 @@ def test_describe():
     assert "2,096" in call("data", "describe", "shop-tiny").stdout
 
 
+def test_describe_prints_the_table_after_core_and_keep():
+    asked = ("data", "describe", "shop-tiny", "--core", "6", "--keep", "last:4")
+    lines = call(*asked).stdout.splitlines()
+    assert lines[-3].split() == "data users items interactions density % sparsity % average length".split()
+    told = last_line(call(*asked, "--json"))
+    # Cores come first, whole users are counted there: the cut leaves four to each.
+    assert (told["n_users"], told["n_items"], told["n_interactions"]) == (186, 114, 4 * 186)
+    density = 100 * 4 / 114
+    assert lines[-2].split() == ["shop-tiny", "186", "114", "744", f"{density:.4f}", f"{100 - density:.4f}", "4.0"]
+    assert "sparsity" in lines[-1]
+    assert call("data", "describe", "shop-tiny", "--core", "99").exit_code == 2
+
+
 # Mistakes
 
 MISTAKES = [

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def timeless(result: dict) -> dict:
 CHANGES = {
     "data": ("shop-tiny-visible1", {}),
     "clock": ("position", {}),
+    "core": (5, {"method": "popularity"}),
     "keep": ("last:5", {}),
     "split": ("leave-one-out", {}),
     "min_history": (3, {}),
@@ -170,6 +172,45 @@ def test_a_field_that_the_method_does_not_read_is_refused(method, name):
         Spec(method=method, **{name: CHANGES[name][0]})
 
 
+@pytest.mark.parametrize("name, value", [("clock", "time"), ("core", 5), ("keep", "last:5"), ("min_history", 0),
+                                         ("split_seed", 1)])
+def test_a_given_split_reads_nothing_that_cuts_users(name, value):
+    with pytest.raises(InputError, match=f"{name}: split given does not read it"):
+        Spec(split="given", **{name: value})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Embeddings and a split, no text: AlphaFuse's layout with ten items."""
+    random = np.random.default_rng(1)
+    for name in ("train", "val", "test"):
+        histories = random.integers(0, 10, (40, 10))
+        rows = {"seq": histories.tolist(), "len_seq": 10, "next": random.integers(0, 10, 40)}
+        pd.DataFrame(rows).to_pickle(tmp_path / f"{name}_data.df")
+    pd.DataFrame({"seq_size": [10], "item_num": [10]}).to_pickle(tmp_path / "data_statis.df")
+    (tmp_path / "small_emb.pickle").write_bytes(pickle.dumps(random.standard_normal((10, 8))))
+    return tmp_path
+
+
+def test_embeddings_and_split_that_came_with_the_data(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    given = dict(data=str(folder), split="given", method="frozen", encoder="given", width=8, negatives=4, epochs=1)
+    embeddings = prepare(Spec(**given)).embeddings
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), np.sqrt(8), rtol=1e-6)
+    told = run(Spec(**given), root=root)
+    assert (told["train_examples"], told["test_examples"], told["encoder"]) == (40, 40, "given")
+    with pytest.raises(InputError, match="the items have no text that all-MiniLM-L6-v2 could read; use encoder=given,"):
+        run(Spec(data=str(folder), split="given"), root=root)
+    with pytest.raises(InputError, match="cannot be split by cold-start, .*; use given"):
+        run(Spec(data=str(folder), encoder="given"), root=root)
+
+    # The key follows the content of what came along, which nothing else names.
+    (folder / "small_emb.pickle").write_bytes(pickle.dumps(np.random.default_rng(2).standard_normal((10, 8))))
+    again = run(Spec(**given), root=root)
+    assert again["key"] != told["key"] and key(Spec(**given)) == again["key"]
+    assert not np.allclose(prepare(Spec(**given)).embeddings, embeddings)
+
+
 @pytest.mark.parametrize("method", experiments.RULES)
 def test_rules_take_what_a_grid_gives_to_all_and_have_one_key(method, tiny):
     plain = Spec(data="shop-tiny", method=method)
@@ -191,7 +232,7 @@ def test_what_a_rule_without_language_does_not_read_does_not_name_its_run(method
 @pytest.mark.parametrize("wrong", [
     {"method": "nope"}, {"backbone": "nope"}, {"select": "nope"}, {"history_length": 0}, {"width": 0},
     {"batch_size": 0}, {"epochs": 0}, {"patience": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")},
-    {"method": "itemknn", "neighbours": 0},
+    {"method": "itemknn", "neighbours": 0}, {"core": 0},
     {"lr": float("inf")}, {"temperature": float("inf")}, {"scale": 0.0}, {"scale": float("nan")},
     {"scale": float("inf")}, {"scale": -1.0}, {"seed": -1}, {"seed": 2**64}, {"split_seed": -1},
 ], ids=str)

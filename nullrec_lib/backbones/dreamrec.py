@@ -139,7 +139,8 @@ def _sinusoids(t: Tensor) -> Tensor:
 
 
 def gaussian(index: Tensor, width: int) -> Tensor:
-    """(B,) int64 → (B, width) standard normals that follow from the index alone, on any device and in any batch.
+    """(B,) int64 below 2³¹ → (B, width) standard normals that follow from the index alone, on any device and in any
+    batch.
 
     A counter-based generator: each (index, column) pair is hashed (the finaliser of SplitMix64, Steele et al. 2014)
     into two uniforms, which Box and Muller's transform makes normal.

@@ -7,16 +7,24 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from nullrec_lib.data.formats import recbole
-from nullrec_lib.data.interactions import CLOCKS, Dataset, assemble, cut
+from nullrec_lib.data.formats import alphafuse, amazon, llmesr, movielens, recbole, yelp
+from nullrec_lib.data.interactions import CLOCKS, Dataset, assemble, core, cut
 from nullrec_lib.errors import InputError
 
-__all__ = ["CLOCKS", "FORMATS", "SHOPS", "Dataset", "assemble", "cut", "load", "locate"]
+__all__ = ["CLOCKS", "FORMATS", "SHOPS", "Dataset", "assemble", "core", "cut", "load", "locate"]
 
-# A further format is one file under formats/ and one line here: what its folders hold, and its reader
-# `read(folder, clock) -> Dataset`. The first pattern with a match reads the folder.
+# A further format is one file under formats/ and one line here: its name, the files that no other layout has, and
+# its reader `read(folder, clock) -> Dataset`. The first layout with a match reads the folder.
 FORMATS = {
-    "*.inter": recbole.read,
+    "RecBole atomic files": ("*.inter", recbole.read),
+    "AlphaFuse examples": ("train_data.df", alphafuse.read),
+    "LLM-ESR sequences": ("inter.txt", llmesr.read),
+    "Amazon Reviews 2023": ("meta_*.jsonl*", amazon.read_2023),
+    "Amazon Reviews 2014": ("reviews_*.json*", amazon.read_2014),
+    "Yelp Open Dataset": (yelp.REVIEWS, yelp.read),
+    "MovieLens 100K": ("u.data", movielens.read_100k),
+    "MovieLens 1M or 10M": ("ratings.dat", movielens.read_1m),
+    "MovieLens 20M or later": ("ratings.csv", movielens.read_csv),
 }
 
 # Generated sets, by name: the arguments of `shop.generate`.
@@ -39,7 +47,7 @@ def load(data: str | Path, clock: str = "auto") -> Dataset:
 
     Raises:
         InputError: there is no such data set (says where it was looked for and what there is), no reader
-            knows the folder, its files are wrong (file, line, column), or the clock is unknown.
+            knows the folder or it is a file, its files are wrong (file, line, column), or the clock is unknown.
     """
     if clock not in CLOCKS:
         raise InputError(f"clock: {clock!r} is not one of {', '.join(CLOCKS)}.")
@@ -50,10 +58,14 @@ def load(data: str | Path, clock: str = "auto") -> Dataset:
         return dataset if clock == "auto" else replace(dataset, clock=clock)
 
     folder = locate(data)
-    for pattern, read in FORMATS.items():
-        if folder.is_file() or any(folder.glob(pattern)):  # the reader says why a file is not enough
-            return read(folder, clock)
-    raise InputError(f"{folder}: no reader knows this folder, it has none of {', '.join(FORMATS)}.")
+    if folder.is_file():
+        raise InputError(f"{folder}: this is a file, give the folder that holds it.")
+    for layout, (pattern, read) in FORMATS.items():
+        if found := sorted(path.name for path in folder.glob(pattern)):
+            dataset = read(folder, clock)
+            return replace(dataset, notes=(f"Recognised: {layout} ({', '.join(found)}).", *dataset.notes))
+    known = ", ".join(f"{pattern} ({layout})" for layout, (pattern, _) in FORMATS.items())
+    raise InputError(f"{folder}: no reader knows this folder, it has none of {known}.")
 
 
 def locate(data: str | Path) -> Path:
@@ -77,7 +89,7 @@ def _not_found(data: str, home: str) -> str:
         under, there = "NULLREC_DATA, which may name a folder of data sets, is not set", []
     else:
         folders = Path(home).expanduser().glob("*/")
-        there = sorted(path.name for path in folders if any(any(path.glob(known)) for known in FORMATS))
+        there = sorted(path.name for path in folders if any(any(path.glob(known)) for known, _ in FORMATS.values()))
         under = f"under NULLREC_DATA={home} there is {', '.join(there) or 'no data set'}"
     close = difflib.get_close_matches(data, [*SHOPS, *there], n=1)
     hint = f"; the closest name is {close[0]}" if close else ""

@@ -18,7 +18,9 @@ SAMPLED = 100
 """Untouched items that a target is ranked with in sampled metrics, as in LLM-ESR."""
 
 
-def groups(split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None) -> dict[str, np.ndarray]:
+def groups(
+    split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None
+) -> dict[str, np.ndarray]:
     """Which examples of a part belong to which group: name → (n_examples,) bool.
 
     `tail_user` and `head_user` by the interactions before the target, `tail_item` and `head_item` by the target's
@@ -28,6 +30,7 @@ def groups(split: Split, part: str, tail_user: int | None = None, tail_item: int
     Args:
         tail_user: users with fewer interactions are tail; None is the Pareto rule over the part's examples.
         tail_item: items with fewer training interactions are tail; None is the Pareto rule over the catalogue.
+            (LLM-ESR's own thresholds are for counts with the held-out interactions in them.)
 
     Raises:
         InputError: a threshold below 1.
@@ -44,7 +47,11 @@ def groups(split: Split, part: str, tail_user: int | None = None, tail_item: int
 
 
 def thresholds(split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None) -> dict[str, int]:
-    """The two numbers below which a user and an item are tail, given or by the Pareto rule."""
+    """The two numbers below which a user and an item are tail, given or by the Pareto rule.
+
+    Raises:
+        InputError: a threshold below 1.
+    """
     places = getattr(split, part)
     values = {"tail_user": places - split.offsets[split.user_of(places)], "tail_item": split.popularity()}
     found = {}
@@ -56,7 +63,8 @@ def thresholds(split: Split, part: str, tail_user: int | None = None, tail_item:
 
 
 def _pareto(values: np.ndarray) -> int:
-    """The threshold whose share of smaller values is nearest to `TAIL`; the smaller of two equally near.
+    """Of the values that occur, the threshold whose share of smaller values is nearest to `TAIL`, the smaller of two
+    equally near; so somebody is always head.
 
     Counts come in ties, so a share of exactly 80% is rarely to be had without parting equals by their number.
     """

@@ -25,7 +25,8 @@ class Dataset:
 
     name: str
     items: pd.DataFrame
-    """One row per item, row i = item id i; columns `item_id`, `title`, `description`, all str."""
+    """One row per item, row i = item id i; columns `item_id`, `title`, `description`, all str. Both texts are empty
+    where the source holds none, as with data that bring embeddings instead."""
     interactions: pd.DataFrame
     """Columns `user` (int64), `item` (int64), `timestamp` (float64, Unix seconds or positions).
     Sorted by user, then timestamp; equal timestamps stay in source order."""
@@ -37,6 +38,11 @@ class Dataset:
     """What was recognised, cut or dropped by rule, one sentence each; printed, never silent."""
     truth: Any = field(default=None, repr=False)
     """The generating factors, where the data set is generated."""
+    embeddings: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """Item embeddings that came with the data, by name: (N, d) float32 each, as they came."""
+    given: np.ndarray | None = field(default=None, repr=False)
+    """(n_interactions,) int8, where the data bring their own split: 1, 2, 3 for a target of training, validation
+    and test, 0 for what is only history. A "user" is then a run of examples of one part."""
 
     @property
     def n_users(self) -> int:
@@ -60,24 +66,30 @@ class Dataset:
         return np.bincount(self.interactions["item"], minlength=self.n_items)
 
     def fingerprint(self) -> str:
-        """16 hex digits over everything a run can read: item texts, ids, interactions, clock."""
+        """16 hex digits over everything a run can read: item texts, ids, interactions, clock, and the embeddings
+        and split that came with them."""
         # As JSON, since texts joined by a separator read the same when one moves into the next column.
         texts = self.items[["item_id", "title", "description"]].to_numpy(object).tolist()
         digest = hashlib.sha256(json.dumps([self.clock, texts]).encode())
         for column in ("user", "item", "timestamp"):
             digest.update(np.ascontiguousarray(self.interactions[column].to_numpy()).tobytes())
+        came = self.embeddings if self.given is None else self.embeddings | {"": self.given}
+        for name, rows in came.items():
+            digest.update(json.dumps([name, rows.shape]).encode() + np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """Counts for a table or a JSON line; density in percent of users × items."""
+        """Counts for a table or a JSON line; density in percent of users × items, sparsity what is left of 100."""
         lengths = self.lengths()
         text = self.items["title"].str.len() > 0
+        density = 100 * self.n_interactions / (self.n_users * self.n_items)
         return {
             "name": self.name,
             "n_users": self.n_users,
             "n_items": self.n_items,
             "n_interactions": self.n_interactions,
-            "density_percent": round(100 * self.n_interactions / (self.n_users * self.n_items), 4),
+            "density_percent": round(density, 4),
+            "sparsity_percent": round(100 - density, 4),
             "mean_length": round(float(lengths.mean()), 2),
             "shortest": int(lengths.min()),
             "longest": int(lengths.max()),
@@ -85,6 +97,7 @@ class Dataset:
             "repeated_interactions": int(self.interactions.duplicated(["user", "item"]).sum()),
             "items_with_title": int(text.sum()),
             "items_with_description": int((self.items["description"].str.len() > 0).sum()),
+            **{f"embeddings {name}": "{} x {}".format(*rows.shape) for name, rows in self.embeddings.items()},
             "clock": self.clock,
             "first_timestamp": float(self.interactions["timestamp"].min()),
             "last_timestamp": float(self.interactions["timestamp"].max()),
@@ -152,21 +165,66 @@ def assemble(
     )
 
 
+def core(dataset: Dataset, n: int | None) -> Dataset:
+    """The n-core: users and items with fewer than n interactions go, over and over, until none is left to go.
+
+    Items go from the catalogue too, so none of the rest is cold; repeated interactions count each time. Ids are
+    counted anew, in the same order. None keeps all.
+
+    Raises:
+        InputError: n is below 1, nothing is left, or the data bring their own split.
+    """
+    if n is None:
+        return dataset
+    if n < 1:
+        raise InputError(f"core: {n} is below 1.")
+    _has_users(dataset, f"core={n}")
+    user, item = dataset.interactions["user"].to_numpy(), dataset.interactions["item"].to_numpy()
+    kept = np.arange(len(user))
+    while True:
+        stays = (np.bincount(user[kept])[user[kept]] >= n) & (np.bincount(item[kept])[item[kept]] >= n)
+        if stays.all():
+            break
+        kept = kept[stays]
+        if not len(kept):
+            raise InputError(f"core: nothing of {dataset.name} is left with core={n}; give a smaller one.")
+    users, user_code = np.unique(user[kept], return_inverse=True)
+    items, item_code = np.unique(item[kept], return_inverse=True)
+    frame = dataset.interactions.iloc[kept].reset_index(drop=True).assign(user=user_code, item=item_code)
+    left = (f"{len(users):,} of {dataset.n_users:,} users, {len(items):,} of {dataset.n_items:,} items and "
+            f"{len(kept):,} of {dataset.n_interactions:,} interactions")
+    return replace(
+        dataset,
+        items=dataset.items.iloc[items].reset_index(drop=True),
+        interactions=frame,
+        user_ids=dataset.user_ids[users],
+        notes=(*dataset.notes, f"core={n} left {left}."),
+        truth=None,
+        embeddings={name: rows[items] for name, rows in dataset.embeddings.items()},
+    )
+
+
 def cut(dataset: Dataset, keep: str | None) -> Dataset:
     """Keep each user's first or last interactions: `first:N`, `last:N`, or None for all.
 
     The catalogue is untouched, so items that lose every interaction become cold.
 
     Raises:
-        InputError: `keep` is not `first:N` or `last:N` with N ≥ 1.
+        InputError: `keep` is not `first:N` or `last:N` with N ≥ 1, or the data bring their own split.
     """
     if keep is None:
         return dataset
     side, _, count = str(keep).partition(":")
     if side not in ("first", "last") or not count.isdecimal() or int(count) < 1:
         raise InputError(f"keep: {keep!r} is not first:N or last:N with N of at least 1.")
+    _has_users(dataset, f"keep={keep}")
     by_user = dataset.interactions.groupby("user", sort=False)
     rank = by_user.cumcount(ascending=side == "first")
     kept = dataset.interactions[rank < int(count)].reset_index(drop=True)
     note = f"keep={keep} left {len(kept):,} of {dataset.n_interactions:,} interactions."
     return replace(dataset, interactions=kept, notes=dataset.notes + (note,))
+
+
+def _has_users(dataset: Dataset, wish: str) -> None:
+    if dataset.given is not None:
+        raise InputError(f"{dataset.name}: {wish} needs whole users, these data are examples of a split; leave it out.")

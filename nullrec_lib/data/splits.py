@@ -1,4 +1,4 @@
-"""Which interactions train, validate and test: cold-start users and leave-one-out.
+"""Which interactions train, validate and test: cold-start users, leave-one-out, or the split that data bring.
 
 A split is three lists of *targets*, each a place in one flat sequence of items. What an example may see is
 everything of the same user before its target, so a split holds no histories and cannot leak one.
@@ -14,7 +14,8 @@ import numpy as np
 from nullrec_lib.data.interactions import Dataset
 from nullrec_lib.errors import InputError
 
-PROTOCOLS = ("cold-start", "leave-one-out")
+OF_USERS = ("cold-start", "leave-one-out")
+PROTOCOLS = (*OF_USERS, "given")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +73,30 @@ def split(dataset: Dataset, protocol: str, min_history: int = 1, seed: int = 22)
     """Split a data set by one of `PROTOCOLS`.
 
     Args:
+        protocol: data that bring their own split take `given`, and nothing else: their rows name no users, so
+            there are no users to split.
         min_history: items in the shortest history of an example; 0 makes each user's first item a target too.
+            Not read by `given`, whose rows say which examples there are.
         seed: of the user shuffle that replaces time where the data set has positions only (cold-start).
 
     Raises:
-        InputError: unknown protocol, min_history below 0, or a part that would have no example.
+        InputError: unknown protocol, or not one for these data; min_history below 0, or a part that would have no
+            example.
     """
     if min_history < 0:
         raise InputError(f"min_history: {min_history} is below 0.")
+    if protocol in PROTOCOLS and (protocol == "given") != (dataset.given is not None):
+        have = "bring no split of their own" if protocol == "given" else "bring their own split and name no users"
+        use = " or ".join(OF_USERS) if protocol == "given" else "given"
+        raise InputError(f"split: {dataset.name} cannot be split by {protocol}, its files {have}; use {use}.")
     lengths = dataset.lengths()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     if protocol == "cold-start":
         parts = _cold_start(dataset, offsets, min_history, seed)
     elif protocol == "leave-one-out":
         parts = _leave_one_out(offsets, min_history)
+    elif protocol == "given":
+        parts = _given(dataset.given, offsets)
     else:
         raise InputError(f"split: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
     train, valid, test, owned, notes = parts
@@ -141,3 +152,9 @@ def _leave_one_out(offsets: np.ndarray, min_history: int):
     train = place[owned & (place - np.repeat(offsets[:-1], lengths) >= min_history)]
     last = offsets[1:][long_enough] - 1
     return train, last - 1, last, owned, notes
+
+
+def _given(role: np.ndarray, offsets: np.ndarray):
+    """As the files have it: every run of examples belongs to one part, and those of training own what they hold."""
+    part = np.maximum.reduceat(role, offsets[:-1])
+    return *(np.flatnonzero(role == index) for index in (1, 2, 3)), np.repeat(part == 1, np.diff(offsets)), []

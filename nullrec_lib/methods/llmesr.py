@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import Callable
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,7 +70,8 @@ class LLMESR(Method):
         histories = torch.full((len(users), history_length), self.n_items)
         recent = place <= history_length
         histories[row[recent], history_length - place[recent]] = material.items[recent]
-        profiles = torch.zeros(len(users), d_l).index_add_(0, row, E[material.items])
+        visits = sparse.csr_matrix((np.ones(len(row), np.float32), (row, material.items)), shape=(len(users), len(E)))
+        profiles = torch.from_numpy(visits @ E.numpy())
         for name, rows in (("users", users), ("histories", histories), ("profiles", F.normalize(profiles, dim=-1))):
             self.register_buffer(name, rows, persistent=False)
 

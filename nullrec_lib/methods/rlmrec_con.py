@@ -15,11 +15,11 @@ from nullrec_lib.methods.method import Material, Method, id_table
 
 
 class RLMRecCon(Method):
-    """ID table from N(0, 1); extra loss β · InfoNCE(ID vector, MLP(language)) over the items of the batch.
+    """ID table from N(0, 1); extra loss β · InfoNCE(ID vector, MLP(language)) over the batch's distinct targets.
 
     The network maps language to the ID space, two layers with LeakyReLU, hidden width (d_l + d) / 2, as in RLMRec's
     code (PtE's appendix describes Con and Gen the other way round). RLMRec aligns users too; in a sequential model
-    they have no vector of their own. `alignment=cosine` is AlphaFuse's authors' form: 1 − mean cosine over *all*
+    they have no vector of their own. It aligns the sampled negatives too; targets alone do here. `alignment=cosine` is AlphaFuse's authors' form: 1 − mean cosine over *all*
     items at every step, without negatives.
     """
 

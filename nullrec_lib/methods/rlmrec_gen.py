@@ -12,7 +12,7 @@ class RLMRecGen(RLMRecCon):
     """As RLMRec-Con, but the network maps the ID vector to the language space, where the two are compared.
 
     RLMRec's code reconstructs the profiles of nodes that it masked before a graph convolution; without a graph a
-    masked item's ID would carry nothing, so all of the batch's items are reconstructed. The loss is its InfoNCE.
+    masked item's ID would carry nothing, so the batch's targets are reconstructed. The loss is its InfoNCE.
     """
 
     def sizes(self, language: int, width: int) -> tuple[int, int]:

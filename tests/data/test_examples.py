@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.interactions import Dataset
-from nullrec_lib.data.splits import PROTOCOLS, Split, split
+from nullrec_lib.data.splits import OF_USERS, Split, split
 
 PARTS = ("train", "valid", "test")
 N = 9
@@ -111,7 +111,7 @@ def with_items(log, items) -> Dataset:
     return replace(log, interactions=log.interactions.assign(item=items))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_USERS)
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("min_history", [0, 1])
 def test_no_example_knows_its_target_or_anything_later(log, protocol, part, min_history):
@@ -133,7 +133,7 @@ def test_no_example_knows_its_target_or_anything_later(log, protocol, part, min_
         assert not torch.equal(old.target, new.target)  # the change was one
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_USERS)
 def test_training_reads_no_held_out_interaction(log, protocol):
     # Every interaction gets an item of its own, so that an item id names the place it was read from.
     n = log.n_interactions
@@ -153,7 +153,7 @@ def test_training_reads_no_held_out_interaction(log, protocol):
         assert torch.equal(owner[batch.history[real]], batch.user[:, None].expand_as(real)[real])
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_USERS)
 def test_what_training_counts_ignores_validation_and_test(log, protocol):
     parts = split(log, protocol)
     others = np.where(parts.owned, parts.items, (parts.items + 5) % 12)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nullrec_lib.data.interactions import assemble, cut
+from nullrec_lib.data.interactions import assemble, core, cut
 from nullrec_lib.errors import InputError
 
 
@@ -61,7 +61,8 @@ def test_counts(small):
     assert small.lengths().tolist() == [3, 3]
     assert small.popularity().tolist() == [2, 2, 2, 0]  # d is cold and stays
     told = small.describe()
-    assert told["density_percent"] == 75.0 and told["items_never_seen"] == 1
+    assert (told["density_percent"], told["sparsity_percent"]) == (75.0, 25.0)
+    assert told["items_never_seen"] == 1
     assert told["mean_length"] == 3.0 and (told["shortest"], told["longest"]) == (3, 3)
     assert (told["items_with_title"], told["items_with_description"]) == (4, 0)
     assert (told["first_timestamp"], told["last_timestamp"]) == (5.0, 30.0)
@@ -142,6 +143,55 @@ def test_a_cut_keeps_the_clock():
     assert cut(assemble("clock", catalogue(), rows), "last:2").clock == "position"
 
 
+# u, v, w form a 2-core over a and b; c hangs on x, and x hangs on c: one goes, then the other.
+HANGING = ["ua", "ub", "va", "vb", "wa", "wb", "xc", "xa", "yc", "yd"]
+
+
+@pytest.mark.parametrize(
+    ("n", "want", "items"),
+    [
+        (None, {"u": "ab", "v": "ab", "w": "ab", "x": "ca", "y": "cd"}, "abcde"),
+        (1, {"u": "ab", "v": "ab", "w": "ab", "x": "ca", "y": "cd"}, "abcd"),  # e was never seen
+        (2, {"u": "ab", "v": "ab", "w": "ab"}, "ab"),
+    ],
+)
+def test_core(n, want, items):
+    rows = [(user, item, float(t)) for t, (user, item) in enumerate(HANGING)]
+    whole = assemble("core", catalogue("abcde"), log(*rows))
+    whole = replace(whole, embeddings={"e": np.arange(5.0)[:, None]}, truth="factors")
+    got = core(whole, n)
+    assert sequences(got) == want and "".join(got.items["item_id"]) == items
+    assert got.embeddings["e"][:, 0].tolist() == list(range(len(items)))  # rows go with their items
+    assert list(got.user_ids) == list(want) and got.truth == ("factors" if n is None else None)
+    if n is not None:
+        left = sum(map(len, want.values()))
+        assert got.notes == (f"core={n} left {len(want)} of 5 users, {len(items)} of 5 items and {left} of 10 "
+                             "interactions.",)
+        assert core(got, n).interactions.equals(got.interactions)  # nothing is left to go
+        assert min(got.lengths().min(), got.popularity().min()) >= n
+    with pytest.raises(InputError, match="core: nothing of core is left with core=4; give a smaller one"):
+        core(whole, 4)
+    with pytest.raises(InputError, match="core: 0 is below 1"):
+        core(whole, 0)
+
+
+def test_core_counts_repeats_and_is_the_largest():
+    """Against a slow reference: take any user or item below n away, one at a time."""
+    random = np.random.default_rng(5)
+    pairs = list(zip(random.integers(0, 30, 160), random.integers(0, 25, 160), strict=True))
+    whole = assemble("random", catalogue([f"i{i}" for i in range(25)]),
+                     log(*((f"u{user}", f"i{item}", float(t)) for t, (user, item) in enumerate(pairs))))
+    left = [(f"u{user}", f"i{item}") for user, item in pairs]
+    while True:
+        low = [x for side in (0, 1) for x in {pair[side] for pair in left} if sum(p[side] == x for p in left) < 4]
+        if not low:
+            break
+        left = [pair for pair in left if low[0] not in pair]
+    got = core(whole, 4)
+    ids = got.user_ids[got.interactions["user"]], got.items["item_id"].to_numpy()[got.interactions["item"]]
+    assert 0 < len(left) < 160 and sorted(zip(*ids, strict=True)) == sorted(left)
+
+
 def changed(**cells) -> pd.DataFrame:
     """The catalogue with single cells replaced, `title=(row, text)`."""
     items = catalogue()
@@ -172,6 +222,15 @@ OTHER_ITEM = [("u", "d", 30.0), *ROWS[1:]]
 def test_fingerprint_changes(small, other):
     other = assemble(**{"name": "small", "items": catalogue(), "interactions": log(*ROWS)} | other)
     assert other.fingerprint() != small.fingerprint()
+
+
+def test_fingerprint_follows_what_came_along(small):
+    rows = np.eye(4, dtype=np.float32)
+    came = [{}, {"embeddings": {"a": rows}}, {"embeddings": {"b": rows}}, {"embeddings": {"a": 2 * rows}},
+            {"embeddings": {"a": rows.reshape(2, 8)}}, {"given": np.array([0, 1, 1, 0, 2, 3], np.int8)},
+            {"given": np.array([0, 1, 1, 0, 3, 2], np.int8)}]
+    assert len({replace(small, **what).fingerprint() for what in came}) == len(came)
+    assert replace(small, embeddings={}, given=None).fingerprint() == small.fingerprint()
 
 
 def test_fingerprint_sees_a_text_move_into_the_next_cell():

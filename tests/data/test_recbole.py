@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -350,17 +351,20 @@ def test_load_says_what_there_is(write, tmp_path, monkeypatch):
     assert message(load, "shop_tiny").endswith("the closest name is shop-tiny.")
     assert message(load, "xyz").endswith("there is tiny.")
     assert message(load, "").endswith("there is tiny.")
-    assert "notes: no reader knows this folder, it has none of *.inter." in message(load, "notes")
+    text = message(load, "notes")
+    assert "notes: no reader knows this folder, it has none of *.inter (RecBole atomic files), " in text
     assert "this is a file" in message(load, tmp_path / "tiny" / "tiny.inter")
     assert message(load, "tiny", "sundial") == "clock: 'sundial' is not one of auto, time, position."
     monkeypatch.setenv("NULLREC_DATA", str(tmp_path / "absent"))
     assert message(load, "xyz").endswith("absent there is no data set.")
 
 
-def test_a_new_format_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "set.csv").touch()
-    monkeypatch.setitem(data.FORMATS, "*.csv", lambda folder, clock: (folder, clock))
-    assert load(tmp_path, "time") == (tmp_path, "time")
+def test_a_new_format_is_one_line(write, tmp_path, monkeypatch):
+    (tmp_path / "one.set").touch()
+    small = recbole.read(write())
+    monkeypatch.setitem(data.FORMATS, "My layout", ("*.set", lambda *asked: replace(small, truth=asked, notes=("A.",))))
+    got = load(tmp_path, "time")
+    assert got.truth == (tmp_path, "time") and got.notes == ("Recognised: My layout (one.set).", "A.")
 
 
 # ---- the real sets, where there are any --------------------------------------------------------------------
@@ -386,3 +390,4 @@ def test_real_sets(name, counts, lengths, described, clock):
     assert (told["items_with_title"], told["items_with_description"]) == (counts[1], described)
     assert (told["items_never_seen"], got.clock) == (0, clock)
     assert np.isfinite(got.interactions["timestamp"]).all()
+    assert got.notes[0] == f"Recognised: RecBole atomic files ({name}.inter)."

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullrec_lib.data.interactions import Dataset, cut
-from nullrec_lib.data.splits import PROTOCOLS, split
+from nullrec_lib.data.splits import OF_USERS, split
 from nullrec_lib.errors import InputError
 
 PARTS = ("train", "valid", "test")
@@ -189,7 +189,7 @@ def test_a_cut_comes_before_the_split():
 @pytest.mark.parametrize(
     ("sequences", "arguments", "words"),
     [
-        (TRIPLES, {"protocol": "random"}, r"^split: 'random' is not one of cold-start, leave-one-out\.$"),
+        (TRIPLES, {"protocol": "random"}, r"^split: 'random' is not one of cold-start, leave-one-out, given\.$"),
         (TRIPLES, {"protocol": "cold-start", "min_history": -1}, r"^min_history: -1 is below 0\.$"),
         (TRIPLES[:5], {"protocol": "cold-start"}, "validation part of cold-start.*5 users with 3 to 3 inter"),
         (TRIPLES[:1], {"protocol": "cold-start"}, "training part of cold-start"),
@@ -221,7 +221,7 @@ ANY = st.lists(st.lists(st.integers(0, 8), max_size=6), max_size=8)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.sampled_from(PROTOCOLS), st.sampled_from([0, 1]), st.data())
+@given(st.sampled_from(OF_USERS), st.sampled_from([0, 1]), st.data())
 def test_parts_are_disjoint_and_cover_every_target(protocol, min_history, data):
     sequences = data.draw(LONG) + data.draw(ANY)
     sequences = data.draw(st.permutations(sequences))

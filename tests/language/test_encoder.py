@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.language import encoder
-from nullrec_lib.language.encoder import DEFAULT, KNOWN_WEIGHTS, embed_items, find, item_texts, weights_sha256
+from nullrec_lib.language.encoder import DEFAULT, KNOWN_WEIGHTS, embed_items, find, identity, item_texts, weights_sha256
 
 PACKAGE = encoder.OFFLINE_PACKAGES[DEFAULT]
 needs_weights = pytest.mark.skipif(find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed")
@@ -338,3 +338,26 @@ def test_it_equals_the_mean_of_the_token_states(real):
     mask = tokens["attention_mask"][:, :, None]
     mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
     np.testing.assert_allclose(real, torch.nn.functional.normalize(mean, dim=1), atol=1e-5)
+
+
+# What came with the data
+
+
+def test_given_embeddings_are_brought_to_unit_norm():
+    rows = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
+    two = {"a_emb": rows, "b_emb": -rows}
+    bare = catalogue(("a", "", ""), ("b", "", ""))
+    for name, given, want in (("given", {"a_emb": rows}, 1), ("given:a_emb", two, 1), ("given:b_emb", two, -1)):
+        np.testing.assert_allclose(embed_items(bare, name, given=given), want * np.array([[0.6, 0.8], [0, 1]]))
+        assert identity(name) == name
+    for name, given, words in (
+        ("given", two, "the data came with a_emb, b_emb; choose one with encoder=given:NAME."),
+        ("given:c", two, "encoder: given:c is not to be had, the data came with a_emb, b_emb; "),
+        ("given", {}, "encoder: given is not to be had, the data came with no embeddings, give an encoder."),
+        ("given", {"z": 0 * rows}, "encoder: given:z: row 0 is zero, which is no embedding."),
+        (DEFAULT, two, "no text that all-MiniLM-L6-v2 could read; use encoder=given, the embeddings that came"),
+        (DEFAULT, {}, "no text that all-MiniLM-L6-v2 could read; give .safetensors instead."),
+    ):
+        with pytest.raises(InputError) as caught:
+            embed_items(bare, name, given=given)
+        assert words in str(caught.value)

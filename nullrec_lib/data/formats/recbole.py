@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nullrec_lib.data.formats.lines import wrong
 from nullrec_lib.data.interactions import Dataset, assemble
 from nullrec_lib.errors import InputError
 
@@ -86,7 +87,7 @@ def _items(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         row = int(np.argmax(again))
         item_id = table["item_id"].iloc[row]
         first = int(np.argmax(table["item_id"] == item_id))
-        raise _wrong(path, f"item {item_id!r:.60} is already in line {first + 2}", row + 2, "item_id")
+        raise wrong(path, f"item {item_id!r:.60} is already in line {first + 2}", row + 2, "item_id")
 
     attributes = [name for name, kind in other.items() if kind in TEXT]
     if "description" not in table:
@@ -116,26 +117,26 @@ def _table(path: Path, known: dict[str, tuple[str, ...]]) -> tuple[pd.DataFrame,
     for number, cell in enumerate(header.split("\t"), 1):
         name, _, kind = cell.partition(":")
         if name in types:
-            raise _wrong(path, f"two columns have this name, {name}:{types[name]} and {cell}", 1, name)
+            raise wrong(path, f"two columns have this name, {name}:{types[name]} and {cell}", 1, name)
         if name in known and kind not in known[name]:
-            raise _wrong(path, f"the header has {cell!r:.60}, write {name}:{known[name][0]}", 1, name)
+            raise wrong(path, f"the header has {cell!r:.60}, write {name}:{known[name][0]}", 1, name)
         if not name or kind not in TYPES:
             wanted = f"NAME:TYPE with TYPE one of {', '.join(TYPES)} (tabs separate columns)"
-            raise _wrong(path, f"{cell!r:.60} is not {wanted}", 1, str(number))
+            raise wrong(path, f"{cell!r:.60} is not {wanted}", 1, str(number))
         types[name] = kind
     for name, kinds in known.items():
         if name not in types and name != "description":
             there = header.replace("\t", ", ")
             what = f"there is no column {name}:{kinds[0]}, only {there:.200}; add or rename one"
-            raise _wrong(path, what, 1)
+            raise wrong(path, what, 1)
     if not lines:
-        raise _wrong(path, "there is no row after the header", 1)
+        raise wrong(path, "there is no row after the header", 1)
 
     # Counted here, since pandas fills short rows up without a word.
     for number, line in enumerate(lines, 2):
         if (fields := line.count("\t") + 1) != len(types):
             count = f"the row has {fields} field{'s' * (fields > 1)}, the header {len(types)}"
-            raise _wrong(path, count if line.strip() else "the line is blank, delete it", number)
+            raise wrong(path, count if line.strip() else "the line is blank, delete it", number)
     table = pd.read_csv(
         io.StringIO(text), sep="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, skip_blank_lines=False,
         header=0, names=list(types), dtype=str, keep_default_na=False, na_filter=False,
@@ -150,9 +151,9 @@ def _text(path: Path) -> str:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         what = f"byte 0x{raw[error.start]:02x} is not UTF-8, save the file as UTF-8"
-        raise _wrong(path, what, raw.count(b"\n", 0, error.start) + 1) from None
+        raise wrong(path, what, raw.count(b"\n", 0, error.start) + 1) from None
     if not text:
-        raise _wrong(path, "the file is empty")
+        raise wrong(path, "the file is empty")
     return text.removesuffix("\n")
 
 
@@ -170,10 +171,4 @@ def _reject(path: Path, bad: pd.Series, column: str, what: str, values: pd.Serie
             what = what.replace("{}", f"{values.iloc[row]!r:.60}", 1)
         if bad.sum() > 1:
             what += f" (the first of {bad.sum():,} such lines)"
-        raise _wrong(path, what, row + 2, column)
-
-
-def _wrong(path: Path, what: str, line: int | None = None, column: str | None = None) -> InputError:
-    """The error as one sentence that begins with the place."""
-    place = (f"line {line}" if line else "", f"column {column}" if column else "")
-    return InputError(f"{', '.join([str(path), *filter(None, place)])}: {what}.")
+        raise wrong(path, what, row + 2, column)
