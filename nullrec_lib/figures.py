@@ -180,18 +180,22 @@ def rows(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel
 
 
 @_styled
-def group_heatmap(frame: pd.DataFrame, part: str, groups: list[str], metric: str = "N@10", by: str = "method") -> Figure:
+def group_heatmap(
+    frame: pd.DataFrame, part: str, groups: list[str], metric: str = "N@10", by: str = "method"
+) -> Figure:
     """Rows × groups of users and items: the mean metric, coloured within each group from its worst to its best row.
 
     Args:
         frame: one row per run, with columns `<part> <metric>` and `<part> <group> <metric>`.
     """
-    columns = {f"{part} {metric}": "overall"} | {f"{part} {group} {metric}": group.replace("_", " ") for group in groups}
+    columns = {f"{part} {metric}": "overall"}
+    columns |= {f"{part} {group} {metric}": group.replace("_", " ") for group in groups}
     mean = frame.groupby(by, sort=False)[list(columns)].mean().rename(columns=columns)
     low, high = mean.min(), mean.max()
     shade = (mean - low) / (high - low).where(high > low, 1)
     figure, axes = plt.subplots(figsize=(1 + 0.62 * len(columns), 0.9 + 0.22 * len(mean)), layout="constrained")
-    sns.heatmap(shade, annot=mean, fmt=".3f", cmap="crest", cbar=False, linewidths=0.5, annot_kws={"fontsize": 7}, ax=axes)
+    sns.heatmap(shade, annot=mean, fmt=".3f", cmap="crest", cbar=False, linewidths=0.5, annot_kws={"fontsize": 7},
+                ax=axes)
     axes.set(xlabel="", ylabel="")
     axes.tick_params(length=0)
     axes.set_xticklabels(axes.get_xticklabels(), rotation=30, ha="right")

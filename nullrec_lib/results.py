@@ -100,8 +100,8 @@ def report(
         f"Configuration: {_configuration(frame)}.",
     ]
     if "threshold tail_user" in frame:
-        text.append(f"Tail users have fewer than {first['threshold tail_user']} interactions before the target, tail items "
-                    f"fewer than {first['threshold tail_item']} training interactions; cold items have none.")
+        text.append(f"Tail users have fewer than {first['threshold tail_user']} interactions before the target, tail "
+                    f"items fewer than {first['threshold tail_item']} training interactions; cold items have none.")
     if first["notes"]:
         text.insert(2, first["notes"])
     if notes:

@@ -111,7 +111,7 @@ class Spec:
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
         if not runs_on(self.method, self.backbone):
-            raise InputError(f"method: {self.method} runs on {' and '.join(ONLY[self.method])} only; give its backbone.")
+            raise InputError(f"method: {self.method} runs on {' and '.join(ONLY[self.method])} only.")
         shared = {"seed", "backbone", "encoder", "scale", "epochs", "patience"}  # a table's rows have them in common
         heard = self.read() | shared
         idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]

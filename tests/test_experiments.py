@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from nullrec_lib import data, experiments, training
-from nullrec_lib.backbones import BACKBONES
-from nullrec_lib.backbones.sasrec import SASRec
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics
 from nullrec_lib.experiments import learning_curves, prepare, run, run_all

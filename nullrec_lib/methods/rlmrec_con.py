@@ -19,13 +19,11 @@ class RLMRecCon(Method):
 
     The network maps language to the ID space, two layers with LeakyReLU, hidden width (d_l + d) / 2, as in RLMRec's
     code (PtE's appendix describes Con and Gen the other way round). RLMRec aligns users too; in a sequential model
-    they have no vector of their own. It aligns the sampled negatives too; targets alone do here. `alignment=cosine` is AlphaFuse's authors' form: 1 − mean cosine over *all*
-    items at every step, without negatives.
+    they have no vector of their own. It aligns sampled negatives as well; here it is the targets.
+    `alignment=cosine` is the form of AlphaFuse's authors: 1 − mean cosine over *all* items at every step.
     """
 
-    def __init__(
-        self, material: Material, width: int, beta: float, alignment: str, align_temperature: float
-    ):
+    def __init__(self, material: Material, width: int, beta: float, alignment: str, align_temperature: float):
         """β weighs the extra loss; `alignment` is `contrastive` or `cosine`; τ divides cosines in the former."""
         super().__init__()
         check(align_temperature, beta=beta)

@@ -61,7 +61,8 @@ def test_seen_is_the_whole_prefix_whatever_the_length():
 
 def test_context_rows_follow_the_batch():
     profile, near = torch.arange(8.0).reshape(4, 2), torch.arange(24).reshape(4, 2, 3)
-    examples = Examples(by_hand(SEQUENCES, [0, 3, 4, 6]), "train", context={"profile": profile, "near": near})
+    examples = Examples(by_hand(SEQUENCES, [0, 3, 4, 6]), "train")
+    examples.context = {"profile": profile, "near": near}
     batch = examples.batch(torch.tensor([3, 1, 3]))
     assert set(batch.context) == {"profile", "near"}
     assert torch.equal(batch.context["profile"], profile[[3, 1, 3]])
