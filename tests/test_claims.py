@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nullrec_lib import claims
+import claims
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics
 

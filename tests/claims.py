@@ -70,7 +70,7 @@ def inconsistent_markdown(folder: Path = PAPERS) -> str:
     found = inconsistent(folder)
     main = found[found["table"].isin(["Table 3", "Table 4"]) & (found["place"].str.count(", ") > 1)]
     pte = main["place"].str.contains(", PtE").sum()
-    text = [f"Computed by `nullrec_lib/claims.py` from PtE's tables as transcribed in `papers/`: {len(found)} places.",
+    text = [f"Computed by `tests/claims.py` from PtE's tables as transcribed in `papers/`: {len(found)} places.",
             f"In the main tables (3 and 4), {pte} of the {len(main)} that lie in some method's row lie in PtE's; what",
             "made them, a slip of the pen or more, cannot be told from the tables."]
     for check, about in CHECKS.items():
