@@ -55,7 +55,7 @@ def prepare(spec: Spec) -> Prepared:
     dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
-    return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.scale))
+    return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.template, spec.scale))
 
 
 def _changed(name: str) -> int:
@@ -75,8 +75,8 @@ def _interactions(name, clock, changed, keep, protocol, min_history, split_seed)
 
 
 @lru_cache(maxsize=2)
-def _embeddings(name, clock, changed, encoder, encoder_identity, scale) -> np.ndarray:
-    unit = embed_items(_dataset(name, clock, changed).items, encoder)
+def _embeddings(name, clock, changed, encoder, encoder_identity, template, scale) -> np.ndarray:
+    unit = embed_items(_dataset(name, clock, changed).items, encoder, template=template)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 
 
@@ -235,7 +235,7 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
     found: dict[str, Any] = {
         "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
-        **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
+        "width": table.shape[1], **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
         "spread_kept": _spread(table) / _spread(before),
     }
     if frozen := model.method.frozen_dim:
@@ -279,7 +279,7 @@ def run_all(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = 2 if torch.cuda.is_available() else cores // threads  # processes on one GPU take turns
     jobs = max(1, min(jobs or most, len(specs)))
-    for spec in {(s.data, s.clock, s.encoder, s.reads_language): s for s in specs}.values():
+    for spec in {(s.data, s.clock, s.encoder, s.template, s.reads_language): s for s in specs}.values():
         prepare(spec)
     failures = []
     arguments = dict(root=Path(root), threads=threads, **options)
