@@ -16,6 +16,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import Prepared, build, prepare
 from nullrec_lib.methods.method import Method
 from nullrec_lib.spec import Spec
+from nullrec_lib.training import Scorer, spread
 
 STEP = 64
 """Sizes that counts are extrapolated from are multiples of it, so that halves and quarters of a width are whole."""
@@ -24,18 +25,21 @@ STEP = 64
 def anatomy(specs: list[Spec]) -> pd.DataFrame:
     """What each spec's model learns: a row per spec of a trained method, from a real build on its data.
 
-    Columns: method, backbone, views, width (of an item vector), frozen (its columns that never move), `ID` (numbers
-    trained per item), extra loss, params_trainable, params_total.
+    Columns: method, backbone, views, width (of an item vector), frozen (its columns that never move), frozen variance
+    (their share of the item vectors' variance before training), ID (numbers trained per item), extra loss,
+    params_trainable, params_total.
     """
     rows = []
     for spec in specs:
         prepared = prepare(spec)
         model = build(spec, prepared)
-        method, counts = model.method, model.parameter_counts()
+        method, table = model.method, Scorer(model).table
         rows.append({
             "method": spec.method, "backbone": spec.backbone, "views": len(method.widths), "width": sum(method.widths),
-            "frozen": method.frozen_dim, "ID": sum(t.embedding_dim for t in method.modules() if isinstance(t, nn.Embedding)),
-            "extra loss": "yes" if type(method).extra_loss is not Method.extra_loss else "", **counts,
+            "frozen": method.frozen_dim, "frozen variance": spread(table[:, : method.frozen_dim]) / spread(table),
+            "ID": sum(table.embedding_dim for table in method.modules() if isinstance(table, nn.Embedding)),
+            "extra loss": "yes" if type(method).extra_loss is not Method.extra_loss else "",
+            **model.parameter_counts(),
         })
     return pd.DataFrame(rows)
 

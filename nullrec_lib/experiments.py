@@ -34,7 +34,7 @@ from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit
+from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit, spread
 
 SPEC, RESULT = "spec.json", "result.json"
 
@@ -236,17 +236,12 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
         "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
         "width": table.shape[1], **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
-        "spread_kept": _spread(table) / _spread(before),
+        "spread_kept": spread(table) / spread(before),
     }
     if frozen := model.method.frozen_dim:
         found["row_space_identical"] = bool(torch.equal(before[:, :frozen], table[:, :frozen]))
     found |= model.method.facts()
     return ranks, found
-
-
-def _spread(table: torch.Tensor) -> float:
-    """Total variance of the item vectors: near zero when they have collapsed to one point."""
-    return float(table.double().var(dim=0, correction=0).sum())
 
 
 def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: str, memory_mb: int,
@@ -335,7 +330,8 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
 
 
 def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
-    """Long frame of the stored histories: method, seed, epoch, loss, `valid N@20`, `valid_consistent N@20`.
+    """Long frame of the stored histories: method, seed, epoch, loss, spread (total variance of the item vectors),
+    `valid N@20`, `valid_consistent N@20`.
 
     Raises:
         InputError: a spec of a trained method has no finished run under `root`.
@@ -343,7 +339,8 @@ def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFram
     rows = []
     for spec in [spec for spec in specs if spec.method in METHODS]:
         for entry in json.loads((_finished(spec, root) / HISTORY).read_text(encoding="utf-8")):
-            rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"]}
+            rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"],
+                         "spread": entry.get("spread")}  # missing in histories from before it was kept
                         | {f"{part} N@20": entry[part]["N@20"] for part in ("valid", "valid_consistent")})
     return pd.DataFrame(rows)
 

@@ -111,21 +111,22 @@ def maps(planes: dict[str, np.ndarray], colour: np.ndarray, label: str) -> Figur
 
 
 @_styled
-def learning_curves(frame: pd.DataFrame, columns: dict[str, str]) -> Figure:
+def learning_curves(frame: pd.DataFrame, columns: dict[str, str], label: str = "N@20", log: bool = False) -> Figure:
     """Validation curves per method, mean over seeds, band ± 1 sd, up to the epoch at which its first seed stopped:
     beyond that, a mean over fewer seeds would jump.
 
     Args:
         frame: long, with `method`, `seed`, `epoch` and the named columns (`experiments.learning_curves`).
         columns: column → title, one panel each.
+        label: of the y axis; with `log` a logarithmic one, the same in all panels.
     """
     last = frame.groupby(["method", "seed"])["epoch"].max().groupby("method").min()
     frame = frame[frame["epoch"] <= frame["method"].map(last)]
-    figure, axes = _axes(len(columns), squeeze=False)
+    figure, axes = _axes(len(columns), squeeze=False, sharey=log)
     for ax, (column, title) in zip(axes[0], columns.items()):
         sns.lineplot(frame, x="epoch", y=column, hue="method", errorbar="sd", palette="colorblind", lw=1.3, ax=ax,
                      legend=ax is axes[0][-1], err_kws={"alpha": 0.15, "lw": 0})
-        ax.set(title=title, ylabel="N@20" if "N@20" in column else column)
+        ax.set(title=title, ylabel=label, yscale="log" if log else "linear")
     handles, labels = axes[0][-1].get_legend_handles_labels()
     axes[0][-1].get_legend().remove()
     figure.legend(handles, labels, loc="outside right upper")
@@ -159,11 +160,12 @@ def _lines(ax, frame: pd.DataFrame, x: str, columns: dict[str, str], baseline: d
 
 @_styled
 def sweeps(frame: pd.DataFrame, x: str, columns: dict[str, str], base: pd.DataFrame, panel: str = "case",
-           nullity: bool = False, log: bool = False) -> Figure:
+           label: str | None = None, nullity: bool = False, log: bool = False) -> Figure:
     """`sweep` for several settings side by side, each with its own base (dashed).
 
     Args:
         frame, base: one row per run, with `panel` (one panel per value), the columns, and in `frame` `x`.
+        label: of the x axis, if not `x`.
         nullity: show the column `nullity` in grey on an axis of its own.
         log: a logarithmic x axis, with ticks at the values that were run.
     """
@@ -172,7 +174,7 @@ def sweeps(frame: pd.DataFrame, x: str, columns: dict[str, str], base: pd.DataFr
     for ax, name in zip(axes[0], names):
         runs, means = frame[frame[panel] == name], base[base[panel] == name]
         _lines(ax, runs, x, columns, {column: means[column].mean() for column in columns})
-        ax.set(title=name, xlabel=x)
+        ax.set(title=name, xlabel=label or x)
         if log:
             ticks = sorted(frame[x].unique())
             ax.set_xscale("log")
@@ -217,6 +219,26 @@ def dots(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].invert_yaxis()
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(columns))
+    return figure
+
+
+@_styled
+def scatter(frame: pd.DataFrame, x: str, columns: dict[str, str], by: str, label: str | None = None) -> Figure:
+    """N@10 against another measure, one mark per value of `by` (mean over seeds), one panel per column.
+
+    Args:
+        columns: column → title of its panel.
+        label: of the x axis, if not `x`.
+    """
+    means = frame.groupby(by, sort=False)[[x, *columns]].mean()
+    figure, axes = _axes(len(columns), height=3, squeeze=False, sharex=True)
+    marks = "osD^v<>PX*hd"
+    for ax, (column, title) in zip(axes[0], columns.items()):
+        for place, (name, row) in enumerate(means.iterrows()):
+            ax.plot(row[x], row[column], marks[place % len(marks)], ms=5, color=_PALETTE[place % len(_PALETTE)], label=name)
+        ax.set(title=title, xlabel=label or x)
+    axes[0][0].set_ylabel("N@10")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 

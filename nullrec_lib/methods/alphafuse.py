@@ -14,8 +14,9 @@ from nullrec_lib.nullspace import decompose
 class AlphaFuse(Method):
     """Item vector = standardised language in the row space ⊕ trainable ID in the null space (AF Eq. 10).
 
-    Row-space columns are a buffer: no optimiser ever sees them (but for the ablation `freeze=False`). The defaults of `spec.Spec` follow the
-    authors' code: first `width` principal directions, all standardised, ID added to the last `null_dim`.
+    Row-space columns are a buffer: no optimiser ever sees them (but for the ablation `freeze=False`). The defaults
+    of `spec.Spec` follow the authors' code: first `width` principal directions, all standardised, ID added to the
+    last `null_dim`.
     Unlike it, exactly-null directions carry 0 and nullity is counted in the kept width.
     """
 
