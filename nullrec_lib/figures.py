@@ -204,7 +204,7 @@ def dots(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel
         label: of the x axis; with `log` a logarithmic one.
     """
     names, panels = list(frame[by].unique()), list(frame[panel].unique())
-    figure, axes = _axes(len(panels), height=1 + 0.18 * len(names), squeeze=False, sharey=True)
+    figure, axes = _axes(len(panels), height=1 + 0.18 * len(names), squeeze=False, sharey=True, sharex=log)
     shift = np.linspace(-0.15, 0.15, len(columns)) if len(columns) > 1 else [0]
     for ax, value in zip(axes[0], panels):
         for colour, offset, (column, said) in zip(_PALETTE, shift, columns.items()):
@@ -216,6 +216,8 @@ def dots(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel
         ax.set(title=value, xlabel=label)
         if log:
             ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter("")
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].invert_yaxis()
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(columns))
@@ -232,10 +234,11 @@ def scatter(frame: pd.DataFrame, x: str, columns: dict[str, str], by: str, label
     """
     means = frame.groupby(by, sort=False)[[x, *columns]].mean()
     figure, axes = _axes(len(columns), height=3, squeeze=False, sharex=True)
-    marks = "osD^v<>PX*hd"
+    marks = "osD^v<>PX*hd"  # more than there are colours
     for ax, (column, title) in zip(axes[0], columns.items()):
         for place, (name, row) in enumerate(means.iterrows()):
-            ax.plot(row[x], row[column], marks[place % len(marks)], ms=5, color=_PALETTE[place % len(_PALETTE)], label=name)
+            ax.plot(row[x], row[column], marks[place % len(marks)], ms=5, color=_PALETTE[place % len(_PALETTE)],
+                    label=name)
         ax.set(title=title, xlabel=label or x)
     axes[0][0].set_ylabel("N@10")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
