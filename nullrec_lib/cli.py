@@ -179,7 +179,7 @@ def reproduce(
         help="A notebook parameter, as a Python literal or a plain word, e.g. -p epochs=3.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(help="A notebook's number or name; may be repeated.")] = None,
     timeout: Annotated[Optional[float], typer.Option(
-        help="Seconds that one notebook may take; default half an hour, for paper a week.")] = None,
+        help="Seconds that one notebook may take; default half an hour, two for standard, a week for paper.")] = None,
 ) -> None:
     """Execute the numbered notebooks in order into reports/<name>/: notebooks, tables, figures, run.json.
 

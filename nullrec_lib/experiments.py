@@ -34,7 +34,7 @@ from nullrec_lib.nullspace import preservation
 from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit
+from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit, spread
 
 SPEC, RESULT, RANKS = "spec.json", "result.json", "ranks.safetensors"
 
@@ -55,7 +55,7 @@ def prepare(spec: Spec) -> Prepared:
     dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
-    return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.scale))
+    return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.template, spec.scale))
 
 
 def _source(spec: Spec) -> tuple:
@@ -79,9 +79,9 @@ def _interactions(name, clock, changed, at_least, keep, protocol, min_history, s
 
 
 @lru_cache(maxsize=2)
-def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, scale) -> np.ndarray:
+def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, template, scale) -> np.ndarray:
     dataset = _dataset(name, clock, changed, at_least)
-    unit = embed_items(dataset.items, encoder, given=dataset.embeddings)
+    unit = embed_items(dataset.items, encoder, given=dataset.embeddings, template=template)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 
 
@@ -240,18 +240,13 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
     found: dict[str, Any] = {
         "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
-        **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
-        "spread_kept": _spread(table[trained]) / _spread(before[trained]),
+        "width": table.shape[1], **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
+        "spread_kept": spread(table[trained]) / spread(before[trained]),
     }
     if frozen := model.method.frozen_dim:
         found["row_space_identical"] = bool(torch.equal(before[:, :frozen], table[:, :frozen]))
     found |= model.method.facts()
     return ranks, found
-
-
-def _spread(table: torch.Tensor) -> float:
-    """Total variance of the item vectors: near zero when they have collapsed to one point."""
-    return float(table.double().var(dim=0, correction=0).sum())
 
 
 def _rule(spec: Spec, prepared: Prepared, rule: Ranker, folder: Path, device: str, memory_mb: int,
@@ -337,7 +332,8 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
 
 
 def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
-    """Long frame of the stored histories: method, seed, epoch, loss, `valid N@20`, `valid_consistent N@20`.
+    """Long frame of the stored histories: method, seed, epoch, loss, spread (total variance of the item vectors),
+    `valid N@20`, `valid_consistent N@20`.
 
     Raises:
         InputError: a spec of a trained method has no finished run under `root`.
@@ -345,7 +341,8 @@ def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFram
     rows = []
     for spec in [spec for spec in specs if spec.method in METHODS]:
         for entry in json.loads((_finished(spec, root) / HISTORY).read_text(encoding="utf-8")):
-            rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"]}
+            rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"],
+                         "spread": entry.get("spread")}  # missing in histories from before it was kept
                         | {f"{part} N@20": entry[part]["N@20"] for part in ("valid", "valid_consistent")})
     return pd.DataFrame(rows)
 

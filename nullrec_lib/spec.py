@@ -15,7 +15,7 @@ from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.splits import PROTOCOLS as SPLITS
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import PROTOCOLS
-from nullrec_lib.language.encoder import DEFAULT, identity
+from nullrec_lib.language.encoder import DEFAULT, TEMPLATE, identity, template_fields
 from nullrec_lib.methods import METHODS, ONLY, RULES, runs_on
 from nullrec_lib.training import fit
 
@@ -44,6 +44,7 @@ class Spec:
     # language
     encoder: str = DEFAULT  # a name, a model folder, a .safetensors file of embeddings, or given
     scale: float | None = None  # of unit-norm embeddings; None is √d_l
+    template: str | None = None  # of item texts; None is "{title}. {description}"
     # method
     method: str = "alphafuse"
     width: int | None = None  # d, dimensions of an item vector; None is 128 on sasrec and d_l on dreamrec
@@ -56,6 +57,7 @@ class Spec:
     inject: str = "add"  # add | replace
     init: str = "normal"  # normal | zeros
     cold: str = "init"  # init | zero: ID part of items that are never trained on
+    freeze: bool | None = None  # AlphaFuse's row space; None is true
     experts: int = 8  # of UniSRec
     adaptor_dropout: float = 0.2  # of UniSRec, on the language embedding
     alignment: str = "contrastive"  # contrastive | cosine: RLMRec's extra loss
@@ -89,9 +91,13 @@ class Spec:
         for f in fields(self):  # scale=40 and scale=40.0 are one run
             if "float" in f.type and isinstance(getattr(self, f.name), int):
                 object.__setattr__(self, f.name, float(getattr(self, f.name)))
+        for name, default in (("template", TEMPLATE), ("freeze", True)):  # and None is what None means
+            if getattr(self, name) == default and type(getattr(self, name)) is type(default):
+                object.__setattr__(self, name, None)
         hints = typing.get_type_hints(Spec)
         for name, value in asdict(self).items():
-            if not isinstance(value, hints[name]) or isinstance(value, bool) and hints[name] is not bool:
+            kinds = typing.get_args(hints[name]) or (hints[name],)
+            if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
                 raise InputError(f"{name}: {value!r} is not of type {getattr(hints[name], '__name__', hints[name])}.")
         choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS),
                    "split": list(SPLITS), "clock": list(data.CLOCKS)}
@@ -110,9 +116,12 @@ class Spec:
         for name in ("lr", "scale", "temperature"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
+        if self.template is not None:
+            template_fields(self.template)
         if not runs_on(self.method, self.backbone):
             raise InputError(f"method: {self.method} runs on {' and '.join(ONLY[self.method])} only.")
-        shared = {"seed", "backbone", "encoder", "scale", "epochs", "patience"}  # a table's rows have them in common
+        # a table's rows have them in common
+        shared = {"seed", "backbone", "encoder", "scale", "template", "epochs", "patience"}
         heard = self.read() | shared
         idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]
         if idle:
@@ -125,7 +134,7 @@ class Spec:
         names = {"data", "split", "history_length", "tail_user", "tail_item", "method"}
         names |= set() if self.split == "given" else WHOLE_USERS
         if self.reads_language:
-            names |= {"encoder", "scale"}
+            names |= {"encoder", "scale", "template"}
         readers = [METHODS.get(self.method) or RULES[self.method]]
         if self.method in METHODS:
             names |= {"backbone", "width"}

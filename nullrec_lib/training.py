@@ -87,8 +87,13 @@ class Fitted:
 
     best_epoch: int
     history: list[dict[str, Any]]
-    """One entry per epoch: `epoch` (from 1), `loss` (mean over examples), `seconds`, `evaluation_seconds`,
-    `valid` and `valid_consistent` (metrics)."""
+    """One entry per epoch: `epoch` (from 1), `loss` (mean over examples), `spread` (of the item vectors), `seconds`,
+    `evaluation_seconds`, `valid` and `valid_consistent` (metrics)."""
+
+
+def spread(table: Tensor) -> float:
+    """Total variance of item vectors (N, d): near zero when they have collapsed to one point."""
+    return float((table.double() - table.double().mean(dim=0)).square().mean(dim=0).sum())
 
 
 def fit(
@@ -143,6 +148,7 @@ def fit(
             history.append({
                 "epoch": epoch,
                 "loss": loss,
+                "spread": spread(scorer.table),
                 "seconds": trained - started,
                 "evaluation_seconds": time.perf_counter() - trained,
                 "valid": metrics(ranks["authors"]),

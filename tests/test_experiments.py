@@ -5,6 +5,7 @@ import functools
 import json
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from nullrec_lib import data, experiments, training
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics
 from nullrec_lib.experiments import learning_curves, prepare, run, run_all
+from nullrec_lib.language import encoder as encoder_module
 from nullrec_lib.results import summary
 from nullrec_lib.spec import Spec, parse
 
@@ -54,6 +56,7 @@ CHANGES = {
     "tail_item": (5, {}),
     "encoder": (None, {}),
     "scale": (2.0, {"threshold": 1.0}),
+    "template": ("{title}", {"encoder": None}),  # made below: embeddings of a file have no texts
     "method": ("llminit", {"method": "base"}),
     "width": (32, {}),
     "threshold": (1.2, {"threshold": 0.8}),
@@ -65,6 +68,7 @@ CHANGES = {
     "inject": ("replace", {}),
     "init": ("zeros", {}),
     "cold": ("zero", {}),
+    "freeze": (False, {}),
     "neighbours": (2, {"method": "itemknn"}),
     "experts": (2, {"method": "unisrec"}),
     "adaptor_dropout": (0.5, {"method": "unisrec"}),
@@ -120,6 +124,17 @@ def ran(tmp_path_factory):
     return get
 
 
+@pytest.fixture
+def texts_as_rows(tmp_path, monkeypatch):
+    """The folder of a model that embeds by a hash of the text."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    row = lambda text: np.random.default_rng(zlib.crc32(text.encode())).standard_normal(48)
+    monkeypatch.setattr(encoder_module, "encode", lambda texts, _: np.stack([*map(row, texts)]).astype(np.float32))
+    return folder
+
+
 def key(spec: Spec) -> str:
     return spec.key(prepare(spec).dataset.fingerprint())
 
@@ -129,9 +144,11 @@ def test_no_field_is_missing_here():
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_field_reaches_something(name, tiny, other_encoder, ran, monkeypatch):
+def test_every_field_reaches_something(name, tiny, other_encoder, texts_as_rows, ran, monkeypatch):
     value, chosen = CHANGES[name]
     value = other_encoder if name == "encoder" else value
+    if name == "template":
+        chosen = {"encoder": str(texts_as_rows)}
     if name in ("patience", "select"):
         # Validation says different things by protocol: best at once, or never good again.
         figures = {"authors": [0.5, 0.1, 0.1, 0.1], "consistent": [0.1, 0.2, 0.3, 0.4]}
@@ -271,6 +288,20 @@ def test_numbers_that_are_equal_give_the_same_key():
     assert Spec(scale=40) == Spec(scale=40.0)
     assert Spec(scale=40).key("x") == Spec(scale=40.0).key("x")
     assert Spec(lr=1).key("x") == Spec(lr=1.0).key("x")
+
+
+def test_what_none_means_is_the_same_run_and_renames_none():
+    """The default has one spelling in a key: a run is not done twice, and none is renamed."""
+    plain = Spec()
+    assert Spec(template="{title}. {description}") == plain == Spec(freeze=True)
+    assert plain.key("x") == Spec(template=None, freeze=None).key("x")
+    assert Spec(freeze=False).key("x") != plain.key("x") != Spec(template="{title}").key("x")
+    assert parse(["freeze=false", "template={title}"]) == {"freeze": False, "template": "{title}"}
+    with pytest.raises(InputError, match="freeze"):
+        Spec(freeze=1)
+    with pytest.raises(InputError, match="freeze: method base .*does not read it"):
+        Spec(method="base", freeze=False)
+    Spec(method="popularity", template="{title}")  # a table's rows have it in common
 
 
 # A run's folder

@@ -45,6 +45,32 @@ def test_a_sweep_shows_mean_and_deviation():
     assert 2.5 in axes.lines[-1].get_ydata()
 
 
+def test_sweeps_have_a_panel_per_case_each_with_its_own_base():
+    frame = pd.DataFrame({"case": ["a", "a", "b"], "tau": [0.01, 0.1, 0.1], "x": [1.0, 2.0, 3.0], "nullity": [3, 6, 5]})
+    base = pd.DataFrame({"case": ["b", "a", "a"], "x": [9.0, 4.0, 6.0]})
+    left, right, nullity, _ = figures.sweeps(frame, "tau", {"x": "authors"}, base, label="threshold", nullity=True,
+                                             log=True).axes
+    assert left.lines[0].get_xydata().tolist() == [[0.01, 1], [0.1, 2]] and left.get_xlabel() == "threshold"
+    assert right.lines[0].get_xydata().tolist() == [[0.1, 3]] and right.get_xscale() == "log"
+    assert 5.0 in left.lines[-1].get_ydata() and 9.0 in right.lines[-1].get_ydata()
+    assert nullity.lines[0].get_xydata().tolist() == [[0.01, 3], [0.1, 6]]
+
+
+def test_dots_show_mean_and_range_in_the_line_of_their_method():
+    frame = pd.DataFrame({"method": ["b", "b", "a"], "backbone": ["s", "s", "d"], "x": [1.0, 3.0, 7.0]})
+    left, right = figures.dots(frame, {"x": "authors"}, label="N@10").axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["b", "a"]
+    assert left.lines[0].get_xydata().tolist() == [[2, 0]] and right.lines[0].get_xydata().tolist() == [[7, 1]]
+    assert left.collections[0].get_segments()[0].tolist() == [[1, 0], [3, 0]]
+
+
+def test_a_scatter_marks_the_mean_of_each_name():
+    frame = pd.DataFrame({"case": ["a", "a", "b"], "kept": [0.0, 1.0, 0.9], "x": [1.0, 3.0, 5.0]})
+    axes = figures.scatter(frame, "kept", {"x": "authors"}, by="case").axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0.5, 2.0]], [[0.9, 5.0]]]
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+
+
 def test_maps_have_a_scale_for_numbers_and_none_for_classes():
     points = {"before": np.zeros((4, 2)), "after": np.ones((4, 2))}
     assert len(figures.maps(points, np.array([0, 1, 0, 1]), "theme").axes) == 2

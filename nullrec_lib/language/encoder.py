@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import string
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from nullrec_lib.progress import bar
 
 TEMPLATE = "{title}. {description}"
 """Item text; without a description the title stands alone. Attributes are part of the description column."""
+FIELDS = ("title", "description")
 
 DEFAULT = "all-MiniLM-L6-v2"
 KNOWN_WEIGHTS = {DEFAULT: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
@@ -34,12 +36,35 @@ BLOCK = 1024
 """Texts encoded between two updates of the progress bar. Texts are sorted by length inside a block."""
 
 
-def item_texts(items: pd.DataFrame) -> list[str]:
-    """One text per item of a catalogue (columns `title`, `description`) by `TEMPLATE`."""
-    return [
-        TEMPLATE.format(title=title, description=description) if title and description else title or description
-        for title, description in zip(items["title"], items["description"])
-    ]
+def item_texts(items: pd.DataFrame, template: str | None = None) -> list[str]:
+    """One text per item of a catalogue (columns `title`, `description`) by `template`, or else by `TEMPLATE`.
+
+    An item that lacks one of the fields that the template names gets the other one bare.
+
+    Raises:
+        InputError: see `template_fields`.
+    """
+    template = TEMPLATE if template is None else template
+    named = template_fields(template)
+    rows = [dict(zip(named, row)) for row in zip(*(items[name] for name in named))]
+    return [template.format(**row) if all(row.values()) else "".join(row.values()) for row in rows]
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields that a template of item texts names, each once.
+
+    Raises:
+        InputError: it cannot be read, names no field or another than `FIELDS`.
+    """
+    known = " and ".join(f"{{{name}}}" for name in FIELDS)
+    try:
+        template.format(**dict.fromkeys(FIELDS, "a"))
+        named = {name: None for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except (ValueError, LookupError, AttributeError, TypeError):
+        named = {}
+    if not named or not set(named) <= set(FIELDS):
+        raise InputError(f"template: {template!r} does not name fields of an item; write a text with {known}.")
+    return list(named)
 
 
 def find(encoder: str) -> Path:
@@ -154,7 +179,11 @@ def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np
 
 
 def embed_items(
-    items: pd.DataFrame, encoder: str = DEFAULT, cache: Path | None = None, given: dict[str, np.ndarray] | None = None
+    items: pd.DataFrame,
+    encoder: str = DEFAULT,
+    cache: Path | None = None,
+    given: dict[str, np.ndarray] | None = None,
+    template: str | None = None,
 ) -> np.ndarray:
     """(N, d_l) float32 unit-norm embeddings of a catalogue, computed once and then read from the cache.
 
@@ -164,17 +193,20 @@ def embed_items(
             elsewhere, with its JSON beside it; or `given`, `given:NAME`. Rows are brought to unit norm.
         cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
         given: `Dataset.embeddings`, what came with the data.
+        template: of the item texts, see `item_texts`.
 
     Raises:
-        InputError: the encoder cannot be found, there is no text for it, or stored embeddings do not belong to
-            these items.
+        InputError: the encoder cannot be found, there is no text for it, stored embeddings do not belong to these
+            items, or a template is given for embeddings that are made already.
     """
     if _is_given(encoder):
         return _unit(*_given(given or {}, encoder))
     ids = list(items["item_id"])
     if encoder.endswith(".safetensors"):
+        if template is not None:
+            raise InputError(f"template: the embeddings in {encoder} are made already; leave one of the two out.")
         return _read(Path(encoder), ids)
-    texts = item_texts(items)
+    texts = item_texts(items, template)
     if not any(texts):
         use = f"use encoder={GIVEN}, the embeddings that came with the data" if given else "give .safetensors instead"
         raise InputError(f"encoder: the items have no text that {encoder} could read; {use}.")
@@ -183,7 +215,7 @@ def embed_items(
         "encoder": encoder,
         "weights_sha256": weights_sha256(folder),
         "model_sha256": model_sha256(folder),
-        "template": TEMPLATE,
+        "template": TEMPLATE if template is None else template,
         "text_sha256": hashlib.sha256("\x1f".join(texts).encode()).hexdigest(),
         "item_ids": ids,
     }

@@ -14,8 +14,9 @@ from nullrec_lib.nullspace import decompose
 class AlphaFuse(Method):
     """Item vector = standardised language in the row space ⊕ trainable ID in the null space (AF Eq. 10).
 
-    Row-space columns are a buffer: no optimiser ever sees them. The defaults of `spec.Spec` follow the
-    authors' code: first `width` principal directions, all standardised, ID added to the last `null_dim`.
+    Row-space columns are a buffer: no optimiser ever sees them (but for the ablation `freeze=False`). The defaults
+    of `spec.Spec` follow the authors' code: first `width` principal directions, all standardised, ID added to the
+    last `null_dim`.
     Unlike it, exactly-null directions carry 0 and nullity is counted in the kept width.
     """
 
@@ -32,6 +33,7 @@ class AlphaFuse(Method):
         inject: str,
         init: str,
         cold: str,
+        freeze: bool | None,
         seed: int,
     ):
         """Decompose, project, and start the ID part.
@@ -44,6 +46,8 @@ class AlphaFuse(Method):
             init: of the ID part, `normal` N(0, 1) or `zeros`.
             cold: items without training interactions have an ID part like any other (`init`), or `zero`
                 and kept there (negatives would else still move it).
+            freeze: the row space; False trains it from where it starts (an ablation: LLMInit from a standardised
+                start). None is True.
 
         Raises:
             InputError: an unknown option, or options under which every item would start at zero.
@@ -63,12 +67,17 @@ class AlphaFuse(Method):
             standardise=standardise, basis=basis, weights=weights, seed=seed,
         )
         self.n_items, self.widths = material.n_items, (width,)
-        self.frozen_dim, self.nullity = self.space.row_dim, self.space.nullity
-        if self.frozen_dim == 0 and inject == "replace" and init == "zeros":
+        self.row_dim, self.nullity = self.space.row_dim, self.space.nullity
+        if self.row_dim == 0 and inject == "replace" and init == "zeros":
             raise InputError("init: zeros with inject=replace and no row space starts every item at zero; use normal.")
         language = torch.from_numpy(self.space.project(embeddings))
         if inject == "replace":
-            language[:, self.frozen_dim :] = 0
+            language[:, self.row_dim :] = 0
+        self.frozen_dim = 0 if freeze is False else self.row_dim
+        self.row = None
+        if freeze is False and self.row_dim:
+            self.row = id_table(language[:, : self.row_dim].contiguous())
+            language = language[:, self.row_dim :].contiguous()
         self.freeze_table("language", language)
         if self.nullity:
             start = torch.randn if init == "normal" else torch.zeros
@@ -78,9 +87,11 @@ class AlphaFuse(Method):
 
     def vectors(self, ids: Tensor) -> Tensor:
         language = F.embedding(ids, self.language)
+        if self.row is not None:
+            language = torch.cat([self.row(ids), language], dim=-1)
         if not self.nullity:
             return language
-        row, null = language.split([self.frozen_dim, self.nullity], dim=-1)
+        row, null = language.split([self.row_dim, self.nullity], dim=-1)
         learned = self.id(ids)
         if self.warm is not None:
             learned = learned * F.embedding(ids, self.warm)

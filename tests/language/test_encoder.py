@@ -36,6 +36,22 @@ def test_texts():
     assert item_texts(braces) == ["{title}. {0} {description}"]
 
 
+@pytest.mark.parametrize("template, texts", [
+    ("{title}", ["Red chair", "Lamp", "", ""]),
+    ("{description}", ["Oak. Seats one.", "", "No title", ""]),
+    ("{description} ({title})", ["Oak. Seats one. (Red chair)", "Lamp", "No title", ""]),
+    ("A {title}, {title}: {description}", ["A Red chair, Red chair: Oak. Seats one.", "Lamp", "No title", ""]),
+])
+def test_a_template_says_what_an_item_text_is(template, texts):
+    assert item_texts(ITEMS, template) == texts
+
+
+@pytest.mark.parametrize("template", ["", "text", "{brand}", "{title} {brand}", "{}", "{0}", "{title", "{title.upper}"])
+def test_a_template_names_fields_of_an_item(template):
+    with pytest.raises(InputError, match="template: .* write a text with {title} and {description}"):
+        item_texts(ITEMS, template)
+
+
 # The cache
 
 
@@ -78,7 +94,8 @@ def test_embeddings_are_made_once_and_kept_with_a_record(tmp_path, model, encode
     record_path, tensor_path = files(cache)
     assert (record_path.suffix, tensor_path.suffix) == (".json", ".safetensors")
     assert record_path.stem == tensor_path.stem
-    np.testing.assert_array_equal(load_file(tensor_path)["embeddings"].numpy(), rows)
+    stored = load_file(tensor_path)["embeddings"].numpy()
+    np.testing.assert_allclose(stored, rows, atol=1e-6)  # brought to unit norm once more when they are read
     record = json.loads(record_path.read_text())
     assert record["item_ids"] == ["a", "b", "c", "d"] and record["shape"] == [4, 32]
     assert record["encoder"] == str(model) and record["template"] == encoder.TEMPLATE
@@ -150,6 +167,18 @@ def test_two_models_never_share_embeddings(tmp_path, encoded, file):
             (tmp_path / name / "model.safetensors").write_bytes(b"the same backbone")
         rows.append(embed_items(ITEMS, str(tmp_path / name), tmp_path / "cache"))
     assert len(encoded) == 2 and np.abs(rows[0] - rows[1]).max() > 0.01
+
+
+def test_another_template_is_encoded_anew_and_the_usual_one_given_is_the_usual_one(tmp_path, model, encoded):
+    usual = embed_items(ITEMS, str(model), tmp_path)
+    titles = embed_items(ITEMS, str(model), tmp_path, template="{title}")
+    assert encoded[1] == ["Red chair", "Lamp", "", ""] and not np.array_equal(usual, titles)
+    np.testing.assert_array_equal(embed_items(ITEMS, str(model), tmp_path, template=encoder.TEMPLATE), usual)
+    np.testing.assert_array_equal(embed_items(ITEMS, str(model), tmp_path, template="{title}"), titles)
+    assert len(encoded) == 2
+    made, _ = sorted(tmp_path.rglob("embeddings/*.safetensors"))
+    with pytest.raises(InputError, match="template: the embeddings in .* are made already"):
+        embed_items(ITEMS, str(made), template="{title}")
 
 
 def test_an_interrupted_write_is_made_again(tmp_path, model, encoded):

@@ -371,6 +371,20 @@ def test_cold_zero_keeps_items_that_are_never_trained_at_their_language(trained)
     assert (learned[cold].norm(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"inject": "replace", "cold": "zero"}, {"null_dim": 0}], ids=str)
+def test_a_row_space_that_is_not_frozen_starts_the_same_and_learns(options, trained):
+    thawed, frozen = (build(spec("alphafuse", freeze=freeze, **options), PREPARED) for freeze in (False, True))
+    row = frozen.method.frozen_dim
+    assert torch.equal(thawed.method.table()[:, :row], frozen.method.table()[:, :row])
+    assert thawed.method.frozen_dim == 0 and thawed.method.facts() == frozen.method.facts()
+    more = thawed.parameter_counts()["params_trainable"] - frozen.parameter_counts()["params_trainable"]
+    assert more == N * row
+    assert thawed.parameter_counts()["params_total"] == frozen.parameter_counts()["params_total"]
+    _, model = trained(spec("alphafuse", freeze=False, **options))
+    moved = (model.method.table() - thawed.method.table()).detach()[: N - 2, :row].abs().sum(dim=0)
+    assert (moved > 0).all()
+
+
 def test_popularity_weights_change_the_space():
     uniform, popular = alphafuse(weighting="uniform"), alphafuse(weighting="popularity")
     assert not np.allclose(uniform.space.mean, popular.space.mean)
