@@ -50,7 +50,9 @@ def speaks(command: Callable) -> Callable:
 @app.command()
 @speaks
 def run(
-    method: Annotated[str, typer.Option(help="base, llminit, morec, … alphafuse; `nullrec methods` lists them.")],
+    method: Annotated[str, typer.Option(
+        help="base, llminit, frozen, morec, unisrec, whitenrec, rlmrec-con, rlmrec-gen, llm-esr, idreamrec or alphafuse "
+        "on a backbone; popularity, itemknn or textknn without one. `nullrec methods` says what they are.")],
     data: Data = "shop",
     split: Annotated[str, typer.Option(help="cold-start (users), leave-one-out, or given by the data.")] = "cold-start",
     backbone: Annotated[str, typer.Option(help="sasrec or dreamrec.")] = "sasrec",

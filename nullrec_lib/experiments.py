@@ -55,7 +55,8 @@ def prepare(spec: Spec) -> Prepared:
     dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
-    return Prepared(dataset, parts, _embeddings(*source, spec.encoder, identity(spec.encoder), spec.template, spec.scale))
+    language = spec.encoder, identity(spec.encoder), spec.template, spec.scale
+    return Prepared(dataset, parts, _embeddings(*source, *language))
 
 
 def _source(spec: Spec) -> tuple:
@@ -297,7 +298,7 @@ def run_many(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, jobs or (2 if torch.cuda.is_available() else cores // threads))  # processes on one GPU take turns
-    for spec in {(s.data, s.clock, s.core, s.encoder, s.reads_language): s for s in specs}.values():
+    for spec in {(s.data, s.clock, s.core, s.encoder, s.template, s.reads_language): s for s in specs}.values():
         prepare(spec)
     call = partial(work, root=Path(root), threads=threads, **options)
     failures = {}

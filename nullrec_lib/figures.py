@@ -198,17 +198,18 @@ def sweeps(frame: pd.DataFrame, x: str, columns: dict[str, str], base: pd.DataFr
 def dots(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel: str = "backbone",
          label: str = "N@10", log: bool = False) -> Figure:
     """One line per value of `by`, one panel per value of `panel`: mean (dot) and range over seeds (bar) of columns.
+    Runs without a value of `panel`, such as rules without a backbone, stand in every panel.
 
     Args:
         columns: column → what its colour says.
         label: of the x axis; with `log` a logarithmic one.
     """
-    names, panels = list(frame[by].unique()), list(frame[panel].unique())
+    names, panels = list(frame[by].unique()), list(frame[panel].dropna().unique())
     figure, axes = _axes(len(panels), height=1 + 0.18 * len(names), squeeze=False, sharey=True, sharex=log)
     shift = np.linspace(-0.15, 0.15, len(columns)) if len(columns) > 1 else [0]
     for ax, value in zip(axes[0], panels):
         for colour, offset, (column, said) in zip(_PALETTE, shift, columns.items()):
-            groups = frame[frame[panel] == value].groupby(by)[column]
+            groups = frame[frame[panel].isna() | (frame[panel] == value)].groupby(by)[column]
             mean, low, high = groups.mean(), groups.min(), groups.max()
             place = np.array([names.index(name) for name in mean.index]) + offset
             ax.hlines(place, low, high, color=colour, lw=1.2)
@@ -242,32 +243,6 @@ def scatter(frame: pd.DataFrame, x: str, columns: dict[str, str], by: str, label
         ax.set(title=title, xlabel=label or x)
     axes[0][0].set_ylabel("N@10")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-@_styled
-def rows(frame: pd.DataFrame, columns: dict[str, str], by: str = "method", panel: str | None = None) -> Figure:
-    """One dot per row of a table and column, mean ± sd over seeds; rows from the top in order of appearance.
-
-    Args:
-        frame: one row per run (`experiments.stored`).
-        columns: column → label of its dots.
-        panel: column whose values stand side by side, such as `backbone`; runs without a value stand in every panel.
-    """
-    names = list(frame[by].unique())[::-1]
-    panels = frame[panel].dropna().unique() if panel else [None]
-    figure, axes = _axes(len(panels), height=0.6 + 0.19 * len(names), squeeze=False, sharey=True)
-    for ax, value in zip(axes[0], panels):
-        part = frame if value is None else frame[frame[panel].isna() | (frame[panel] == value)]
-        for k, (colour, (column, label)) in enumerate(zip(_PALETTE, columns.items())):
-            groups = part.groupby(by)[column]
-            mean, sd = groups.mean().reindex(names), groups.std(ddof=1).reindex(names).fillna(0)
-            place = np.arange(len(names)) + 0.16 * ((len(columns) - 1) / 2 - k)
-            ax.errorbar(mean, place, xerr=sd, fmt="o", ms=3, lw=1, capsize=1.5, color=colour, label=label)
-        ax.set(yticks=np.arange(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.4), xlim=(0, None),
-               xlabel="N@10", title=value or "")
-        ax.tick_params(axis="y", length=0)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(columns))
     return figure
 
 

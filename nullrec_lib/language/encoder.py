@@ -145,6 +145,8 @@ def identity(encoder: str) -> str:
         InputError: there is no such encoder or file.
     """
     if _is_given(encoder):
+        if template is not None:
+            raise InputError(f"template: the embeddings of {encoder} are made already; leave one of the two out.")
         return encoder
     if not encoder.endswith(".safetensors"):
         return model_sha256(find(encoder))
