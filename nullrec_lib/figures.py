@@ -257,10 +257,11 @@ def group_heatmap(
     """
     columns = {f"{part} {metric}": "overall"}
     columns |= {f"{part} {group} {metric}": group.replace("_", " ") for group in groups}
-    mean = frame.groupby(by, sort=False)[list(columns)].mean().rename(columns=columns)
+    values = frame[list(columns)].astype(float).dropna(axis=1, how="all")  # a group may have no example
+    mean = values.groupby(frame[by], sort=False).mean().rename(columns=columns)
     low, high = mean.min(), mean.max()
     shade = (mean - low) / (high - low).where(high > low, 1)
-    figure, axes = plt.subplots(figsize=(1 + 0.62 * len(columns), 0.9 + 0.22 * len(mean)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(1 + 0.62 * mean.shape[1], 0.9 + 0.22 * len(mean)), layout="constrained")
     sns.heatmap(shade, annot=mean, fmt=".3f", cmap="crest", cbar=False, linewidths=0.5, annot_kws={"fontsize": 7},
                 ax=axes)
     axes.set(xlabel="", ylabel="")

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from nullrec_lib import figures
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import finished, run_many, stored, stored_ranks
@@ -30,6 +31,9 @@ COMMON = {"data", "clock", "keep", "split", "min_history", "split_seed", "backbo
 """Fields that no row may have of its own: rows of a table share data, seeds and budget."""
 
 PACKAGED = Path(__file__).parent / "grids"
+SHOWN = ["tail_item", "head_item", "tail_user", "head_user", "tail_user_tail_item", "cold_item"]
+"""Groups in the figures; the tables have all."""
+
 _TYPES = {field.name: field.type for field in fields(Spec)}
 
 
@@ -276,6 +280,7 @@ def run_grid(
         if made:
             write_text(folder / "results.csv", pd.concat(frame for frame, _ in made.values()).to_csv(index=False))
             write_text(folder / "results.md", "\n".join(text for _, text in made.values()))
+            _figures(made, folder)
     told = [dict(zip(("data", "split", "backbone"), table, strict=True)) | {"rows": _means(grid, table, chosen, frame)}
             for table, (frame, _) in made.items()]
     missing = [f"{cell.label} on {', '.join(cell.table)}" for cell in grid.cells if cell not in chosen]
@@ -297,6 +302,19 @@ def tables(grid: Grid, root: Path = Path("runs"), failures: list[dict] = ()) -> 
             notes = _notes(grid, table, chosen, failures)
             made[table] = frame, report(frame, "", ranks=stored_ranks(specs, root), notes=notes)
     return made
+
+
+def _figures(made: dict[tuple, tuple[pd.DataFrame, str]], folder: Path) -> None:
+    """All rows at a glance, backbones side by side; for leave-one-out also by group, each backbone alone."""
+    whole = pd.concat(frame for frame, _ in made.values()).drop_duplicates(["data", "split", "label", "backbone", "seed"])
+    for (data, split), frame in whole.groupby(["data", "split"], sort=False):
+        if frame["backbone"].notna().any():
+            columns = {"test N@10": "authors", "test_consistent N@10": "consistent"}
+            figures.save(figures.dots(frame, columns, by="label"), f"{data}-{split}", folder)
+    for (data, split, backbone), (frame, _) in made.items():
+        for part in [part for part in ("test_sampled", "test_consistent") if "test_sampled N@10" in frame]:
+            name = f"{Path(data).name}-{split}-{backbone}-{part}"
+            figures.save(figures.group_heatmap(frame, part, SHOWN, by="label"), name, folder)
 
 
 def _named(cell: Cell, rate: float | None, seed: int | None) -> dict[str, Any]:

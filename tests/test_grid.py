@@ -129,7 +129,8 @@ def test_a_diverged_candidate_is_recorded_and_the_grid_goes_on(ran):
     out = folder / "reports/small"
     assert json.loads((out / "failures.json").read_text()) == told["failures"]
     assert {path.name for path in out.iterdir()} == {
-        "grid.yaml", "results.csv", "search.csv", "results.md", "failures.json", "environment.json"}
+        "grid.yaml", "results.csv", "search.csv", "results.md", "failures.json", "environment.json",
+        "shop-tiny-cold-start.png", "shop-tiny-cold-start.svg"}
     assert (out / "grid.yaml").read_text() == asked.text
     about = json.loads((out / "environment.json").read_text())
     assert about["command"] == "nullrec grid small" and {"commit", "processor"} <= set(about)
