@@ -145,8 +145,6 @@ def identity(encoder: str) -> str:
         InputError: there is no such encoder or file.
     """
     if _is_given(encoder):
-        if template is not None:
-            raise InputError(f"template: the embeddings of {encoder} are made already; leave one of the two out.")
         return encoder
     if not encoder.endswith(".safetensors"):
         return model_sha256(find(encoder))
@@ -201,12 +199,12 @@ def embed_items(
         InputError: the encoder cannot be found, there is no text for it, stored embeddings do not belong to these
             items, or a template is given for embeddings that are made already.
     """
+    if template is not None and (_is_given(encoder) or encoder.endswith(".safetensors")):
+        raise InputError(f"template: the embeddings in {encoder} are made already; leave one of the two out.")
     if _is_given(encoder):
         return _unit(*_given(given or {}, encoder))
     ids = list(items["item_id"])
     if encoder.endswith(".safetensors"):
-        if template is not None:
-            raise InputError(f"template: the embeddings in {encoder} are made already; leave one of the two out.")
         return _read(Path(encoder), ids)
     texts = item_texts(items, template)
     if not any(texts):

@@ -38,7 +38,7 @@ def material(embeddings: np.ndarray = E, split: Split | None = None) -> Material
 
 
 ALPHAFUSE = dict(threshold=None, relative_threshold=None, null_dim=1, standardise="all", basis="principal",
-                 weighting="uniform", inject="add", init="normal", cold="init", seed=1)
+                 weighting="uniform", inject="add", init="normal", cold="init", freeze=None, seed=1)
 RLMREC = dict(beta=0.5, alignment="contrastive", align_temperature=0.2)
 LLM_ESR = dict(alpha=0.25, beta=0.5, align_temperature=0.2, similar_users=2, history_length=2)
 
