@@ -230,7 +230,8 @@ def recommend(
 @app.command()
 @speaks
 def grid(
-    file: Annotated[str, typer.Argument(help="A YAML file, or a packaged grid: tiny, everything-shop, table3-shop, table4-shop.")],
+    file: Annotated[str, typer.Argument(
+        help="A YAML file, or a packaged grid: tiny, everything-shop, table3-shop, table4-shop.")],
     jobs: Annotated[Optional[int], typer.Option(
         help="Processes side by side; default one for each core, or two where there is a GPU.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each process.")] = 1,

@@ -306,7 +306,8 @@ def tables(grid: Grid, root: Path = Path("runs"), failures: list[dict] = ()) -> 
 
 def _figures(made: dict[tuple, tuple[pd.DataFrame, str]], folder: Path) -> None:
     """All rows at a glance, backbones side by side; for leave-one-out also by group, each backbone alone."""
-    whole = pd.concat(frame for frame, _ in made.values()).drop_duplicates(["data", "split", "label", "backbone", "seed"])
+    whole = pd.concat(frame for frame, _ in made.values())
+    whole = whole.drop_duplicates(["data", "split", "label", "backbone", "seed"])  # rules stand in every table
     for (data, split), frame in whole.groupby(["data", "split"], sort=False):
         if frame["backbone"].notna().any():
             columns = {"test N@10": "authors", "test_consistent N@10": "consistent"}
