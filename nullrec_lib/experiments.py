@@ -79,6 +79,12 @@ def _interactions(name, clock, changed, at_least, keep, protocol, min_history, s
     return dataset, split(dataset, protocol, min_history, split_seed)
 
 
+@lru_cache(maxsize=32)
+def _fingerprint(*cut_and_split) -> str:
+    """That of `_interactions`: a grid looks for hundreds of runs on the same few, and hashing reads every text."""
+    return _interactions(*cut_and_split)[0].fingerprint()
+
+
 @lru_cache(maxsize=2)
 def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, template, scale) -> np.ndarray:
     dataset = _dataset(name, clock, changed, at_least)
@@ -376,5 +382,5 @@ def _finished(spec: Spec, root: Path) -> Path:
 
 
 def _folder(spec: Spec, root: Path) -> Path:
-    dataset, _ = _interactions(*_source(spec), spec.keep, spec.split, spec.min_history, spec.split_seed)
-    return Path(root) / spec.key(dataset.fingerprint())
+    what = _fingerprint(*_source(spec), spec.keep, spec.split, spec.min_history, spec.split_seed)
+    return Path(root) / spec.key(what)
