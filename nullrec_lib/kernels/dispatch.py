@@ -1,0 +1,34 @@
+"""Which implementation of a kernel runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from torch import Tensor
+
+from nullrec_lib.errors import InputError
+
+IMPLEMENTATIONS = ("naive", "cpu", "triton")
+
+
+def choose(impl: str, tensor: Tensor) -> str:
+    """`auto` → `cpu` or `triton` by the tensor's device; another name of `IMPLEMENTATIONS` → itself.
+
+    Where Triton is not installed, `auto` on a GPU is `naive`: slower, never wrong.
+
+    Raises:
+        InputError: no such implementation, or one that does not run on this device. Triton takes CPU tensors only
+            in its interpreter (TRITON_INTERPRET=1 in the environment before it is imported).
+    """
+    if impl == "auto":
+        if tensor.device.type == "cpu":
+            return "cpu"
+        return "triton" if importlib.util.find_spec("triton") else "naive"
+    if impl not in IMPLEMENTATIONS:
+        raise InputError(f"impl: {impl!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}.")
+    if impl == "cpu" and tensor.device.type != "cpu":
+        raise InputError(f"impl: cpu does not take tensors on {tensor.device}; use auto.")
+    if impl == "triton" and tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise InputError("impl: triton needs a GPU, or its interpreter: set TRITON_INTERPRET=1 before starting.")
+    return impl

@@ -1,0 +1,71 @@
+"""Fused item lookup: ids → item vectors, frozen and trained parts joined, positions added, dropout, padding zeroed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nullrec_lib.kernels.dispatch import choose
+from nullrec_lib.kernels.dropout import dropout_naive
+
+
+class Table(NamedTuple):
+    """Item vectors as kernels read them: row i = frozen[i] with trained[i] added to its last n columns.
+
+    An ID table has no frozen part; AlphaFuse's has its language, whose null-space columns (the last n) hold zeros
+    where the ID part replaces them. Ids of `size` or more are padding and read as zeros.
+    """
+
+    trained: Tensor
+    """(R, n) float32, R ≥ size; what gets a gradient. n may be 0."""
+    frozen: Tensor | None
+    """(R, d) float32, d ≥ n, or None: then d = n."""
+    size: int
+
+    @property
+    def width(self) -> int:
+        return (self.trained if self.frozen is None else self.frozen).shape[1]
+
+
+def gather(table: Table, ids: Tensor) -> Tensor:
+    """The naive lookup: ids (…) int64 → vectors (…, d), zeros for padding."""
+    place = ids.clamp(max=len(table.trained) - 1)
+    vectors = F.embedding(place, table.trained)
+    if table.frozen is not None:
+        frozen = F.embedding(place, table.frozen)
+        vectors = frozen + F.pad(vectors, (frozen.shape[-1] - vectors.shape[-1], 0))
+    return torch.where((ids < table.size)[..., None], vectors, 0.0)
+
+
+def lookup_naive(table: Table, ids: Tensor, positions: Tensor, p: float = 0.0, seed: int = 0) -> Tensor:
+    """The reference of `lookup`."""
+    x = gather(table, ids) + positions[-ids.shape[1] :]
+    x = dropout_naive(x, p, seed) if p else x
+    return torch.where((ids < table.size)[..., None], x, 0.0)
+
+
+def lookup(
+    table: Table, ids: Tensor, positions: Tensor, p: float = 0.0, seed: int = 0, impl: str = "auto"
+) -> Tensor:
+    """What attention reads, in one pass: dropout(item vector + position) where there is a token, zeros elsewhere.
+
+    Args:
+        ids: (B, L) int64.
+        positions: (P, d) float32, P ≥ L; the last L rows are those of the L tokens.
+        p, seed: of `dropout`, whose element is the place in the (B, L, d) result.
+        impl: see `dispatch.choose`.
+
+    Returns: (B, L, d) float32. The gradient goes to `positions` and to `table.trained` only, whose rows it touches
+        where ids point; the frozen columns cost the backward pass nothing.
+    """
+    impl = choose(impl, table.trained)
+    if impl == "naive":
+        return lookup_naive(table, ids, positions, p, seed)
+    if impl == "cpu":
+        from nullrec_lib.kernels.lookup_cpu import Lookup
+    else:
+        from nullrec_lib.kernels.lookup_gpu import Lookup
+    return Lookup.apply(table.trained, table.frozen, table.size, ids, positions, p, seed)
