@@ -1,0 +1,99 @@
+"""One-query attention on a CPU: a history's tokens stay in the first-level cache from scores to sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from nullrec_lib.kernels.dropout_cpu import halves, keeps
+
+FAST = {"reassoc", "contract", "nsz"}
+"""Sums may be reordered; infinities and NaN keep their meaning."""
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, weights):
+    """`weights` (B, H, L) are those before dropout."""
+    B, H, d = queries.shape
+    L = x.shape[1]
+    for b in range(B):
+        for h in range(H):
+            q, w, out = queries[b, h], weights[b, h], pooled[b, h]
+            highest = np.float32(-1e9)
+            for t in range(L):
+                token, score = x[b, t], np.float32(0)
+                for k in range(d):
+                    score += q[k] * token[k]
+                w[t] = score * scale if mask[b, t] else np.float32(-1e9)
+                highest = max(highest, w[t])
+            total = np.float32(0)
+            for t in range(L):
+                w[t] = np.exp(w[t] - highest)
+                total += w[t]
+            out[:] = 0
+            summed = np.float32(0)
+            for t in range(L):
+                w[t] /= total
+                a = w[t]
+                if limit:
+                    a = a * factor if keeps(np.uint32((b * H + h) * L + t), low, high, limit) else np.float32(0)
+                summed += a
+                token = x[b, t]
+                for k in range(d):
+                    out[k] += a * token[k]
+            sums[b, h] = summed
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _backward(queries, x, mask, scale, low, high, limit, factor, weights, of_pooled, of_sums, to_queries, to_x):
+    B, H, d = queries.shape
+    L = x.shape[1]
+    told = np.empty(L, np.float32)
+    for b in range(B):
+        for h in range(H):
+            q, w, g, to_q = queries[b, h], weights[b, h], of_pooled[b, h], to_queries[b, h]
+            along = np.float32(0)
+            for t in range(L):
+                stays = factor
+                if limit and not keeps(np.uint32((b * H + h) * L + t), low, high, limit):
+                    stays = np.float32(0)
+                token, to_token, dot, a = x[b, t], to_x[b, t], np.float32(0), w[t] * stays
+                for k in range(d):
+                    dot += g[k] * token[k]
+                    to_token[k] += a * g[k]
+                told[t] = (dot + of_sums[b, h]) * stays
+                along += w[t] * told[t]
+            to_q[:] = 0
+            for t in range(L):
+                if mask[b, t]:
+                    s = w[t] * (told[t] - along) * scale
+                    token, to_token = x[b, t], to_x[b, t]
+                    for k in range(d):
+                        to_q[k] += s * token[k]
+                        to_token[k] += s * q[k]
+
+
+class Attend(torch.autograd.Function):
+    """See `attend.attend`."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, x: Tensor, mask: Tensor, scale: float, p: float, seed: int):
+        queries, x = queries.contiguous(), x.contiguous()
+        pooled, sums = torch.empty_like(queries), torch.empty(queries.shape[:2])
+        weights = torch.empty(*queries.shape[:2], x.shape[1])
+        ctx.dropping, ctx.scale = halves(p, seed), np.float32(scale)
+        _forward(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
+                 pooled.numpy(), sums.numpy(), weights.numpy())
+        ctx.save_for_backward(queries, x, mask, weights)
+        return pooled, sums
+
+    @staticmethod
+    def backward(ctx, of_pooled: Tensor, of_sums: Tensor):
+        queries, x, mask, weights = ctx.saved_tensors
+        to_queries, to_x = torch.empty_like(queries), torch.zeros_like(x)
+        _backward(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
+                  weights.numpy(), of_pooled.contiguous().numpy(), of_sums.contiguous().numpy(), to_queries.numpy(),
+                  to_x.numpy())
+        return to_queries, to_x, None, None, None, None

@@ -1,0 +1,88 @@
+"""Fused item lookup on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from nullrec_lib.kernels.dropout_cpu import halves, keeps
+
+EMPTY = np.zeros((0, 0), np.float32)
+"""Stands for a frozen part that is not there."""
+
+
+@njit(nogil=True, cache=True)
+def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out):
+    B, L, d = out.shape
+    start = d - trained.shape[1]
+    for b in range(B):
+        for t in range(L):
+            i, row, position = ids[b, t], out[b, t], positions[t]
+            if i >= size:
+                row[:] = 0
+                continue
+            learned, tail = trained[i], row[start:]
+            if len(frozen):
+                language = frozen[i]
+                for k in range(d):
+                    row[k] = language[k] + position[k]
+                for k in range(d - start):
+                    tail[k] += learned[k]
+            else:
+                for k in range(d):
+                    row[k] = learned[k] + position[k]
+            if limit:
+                place = np.uint32((b * L + t) * d)
+                for k in range(d):
+                    row[k] = row[k] * scale if keeps(place + np.uint32(k), low, high, limit) else np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def _backward(gradient, size, ids, low, high, limit, scale, to_trained, to_positions):
+    B, L, d = gradient.shape
+    start = d - to_trained.shape[1]
+    row = np.empty(d, np.float32)
+    for b in range(B):
+        for t in range(L):
+            i = ids[b, t]
+            if i >= size:
+                continue
+            told = gradient[b, t]
+            if limit:
+                place = np.uint32((b * L + t) * d)
+                for k in range(d):
+                    row[k] = told[k] * scale if keeps(place + np.uint32(k), low, high, limit) else np.float32(0)
+            else:
+                for k in range(d):
+                    row[k] = told[k]
+            position, learned, tail = to_positions[t], to_trained[i], row[start:]
+            for k in range(d):
+                position[k] += row[k]
+            for k in range(d - start):
+                learned[k] += tail[k]
+
+
+class Lookup(torch.autograd.Function):
+    """See `lookup.lookup`."""
+
+    @staticmethod
+    def forward(ctx, trained: Tensor, frozen: Tensor | None, size: int, ids: Tensor, positions: Tensor, p: float,
+                seed: int) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.dropping, ctx.size, ctx.shapes = halves(p, seed), size, (trained.shape, positions.shape)
+        out = torch.empty(*ids.shape, positions.shape[1])
+        last = positions.detach()[len(positions) - ids.shape[1] :]
+        _forward(trained.detach().numpy(), EMPTY if frozen is None else frozen.numpy(), size, ids.numpy(),
+                 last.numpy(), *ctx.dropping, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (ids,) = ctx.saved_tensors
+        to_trained, to_positions = (torch.zeros(shape) for shape in ctx.shapes)
+        last = to_positions[len(to_positions) - ids.shape[1] :]
+        _backward(gradient.contiguous().numpy(), ctx.size, ids.numpy(), *ctx.dropping, to_trained.numpy(),
+                  last.numpy())
+        return to_trained, None, None, None, to_positions, None, None
