@@ -6,17 +6,17 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_json, write_tensors
-from nullrec_lib.methods.method import Method, pad_row
+from nullrec_lib.kernels.lookup import Items, Table
+from nullrec_lib.methods.method import Method
 from nullrec_lib.progress import bar
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.safetensors", "model.safetensors", "history.json"
@@ -28,28 +28,32 @@ class Recommender(nn.Module):
     def __init__(self, method: Method, backbone: nn.Module):
         super().__init__()
         self.method, self.backbone = method, backbone
+        self.lazy = False
 
-    def states(self, batch: Batch, vectors: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def states(self, batch: Batch, items: Items) -> Tensor:
         """(B, d): what the backbone makes of the method's views of the histories."""
-        return self.backbone(self.method.views(batch, vectors or self.method.vectors))
+        return self.backbone(self.method.views(batch, items))
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar: the backbone's training loss plus the method's own, if any."""
-        vectors = self._vectors(batch)
-        states = self.states(batch, vectors)
-        loss = self.backbone.loss(states, batch, self.method.n_items, vectors)
-        extra = self.method.extra_loss(batch, states, lambda other: self.states(other, vectors), vectors)
+        candidates = self.backbone.candidates(batch, self.method.n_items)
+        items = self._items(batch, candidates)
+        states = self.states(batch, items)
+        loss = self.backbone.loss(states, batch.target, candidates, items)
+        extra = self.method.extra_loss(batch, states, lambda other: self.states(other, items), items)
         return loss if extra is None else loss + extra
 
-    def _vectors(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The method's vectors by item id, for one step. Where the step looks up more ids than there are items, the
-        table is computed once and its rows are gathered: an adaptor then reads each item once (and what it draws at
-        random is drawn once per item, not once per look-up)."""
-        method, table = self.method, self.method.vectors
-        if method.n_items < batch.history.numel() + len(batch.target) * self.backbone.candidates:
-            rows = pad_row(method.table())
-            table = lambda ids: F.embedding(ids, rows)
-        return table
+    def _items(self, batch: Batch, candidates: Tensor | None) -> Items:
+        """The method's rows for one step, each computed once however often it is looked up: those of all items
+        where they are few or free, else those of the distinct ids that the step reads."""
+        method = self.method
+        read = [ids.flatten() for ids in method.reads(batch)]
+        read = None if candidates is None else torch.cat([*read, candidates.flatten()])
+        if read is None or (method.whole and not self.lazy) or method.n_items <= len(read):
+            return Items(method.rows())
+        distinct = read.unique()
+        distinct = distinct[distinct < method.n_items]
+        return Items(method.rows(distinct), distinct)
 
     def parameter_counts(self) -> dict[str, int]:
         """`params_trainable`, and `params_total` with the frozen item tables that the model carries.
@@ -74,11 +78,12 @@ class Scorer:
         self.model = model
         with torch.no_grad():
             self.table = model.method.table()
+            self.items = Items(Table(self.table, None, len(self.table)))
             self.similarity = model.backbone.similarity(self.table)
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) raw dot products of queries and items."""
-        return self.model.backbone.queries(self.model.states(batch), batch) @ self.table.T
+        return self.model.backbone.queries(self.model.states(batch, self.items), batch) @ self.table.T
 
 
 @dataclass(frozen=True)

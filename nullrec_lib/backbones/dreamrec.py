@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from nullrec_lib.backbones.sasrec import Encoder
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.lookup import Items
 
 BETA_START, BETA_END = 1e-4, 0.02
 """First and last variance of the linear noise schedule."""
@@ -27,9 +27,6 @@ class DreamRec(Encoder):
     Sampling is deterministic DDIM with classifier-free guidance: x₀ = (1+w)·f(x, state, t) − w·f(x, none, t). Their
     sampler starts one step beyond the steps that were trained; here it starts at the last one of them.
     """
-
-    candidates = 1
-    """Items per example that the loss looks up."""
 
     def __init__(
         self,
@@ -78,13 +75,14 @@ class DreamRec(Encoder):
         times = [round((i + 1) * noise_steps / sampling_steps) - 1 for i in range(sampling_steps)]
         self.register_buffer("times", torch.tensor(times), persistent=False)
 
-    def loss(self, states: Tensor, batch: Batch, n_items: int, vectors: Callable[[Tensor], Tensor]) -> Tensor:
-        """Mean squared error between the target's embedding and what the denoiser makes of a noisy copy of it.
+    def candidates(self, batch: Batch, n_items: int) -> Tensor:
+        """(B, 1) int64: the loss looks up the target alone."""
+        return batch.target[:, None]
 
-        Args:
-            vectors: item ids (…) → item vectors (…, d).
-        """
-        target = vectors(batch.target)
+    def loss(self, states: Tensor, target: Tensor, candidates: Tensor, items: Items) -> Tensor:
+        """Mean squared error between the target's embedding and what the denoiser makes of a noisy copy of it;
+        arguments as in `SASRec.loss`."""
+        target = items(target)
         if self.detach_target:
             target = target.detach()
         t = torch.randint(len(self.signal), (len(target),), device=target.device)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nullrec_lib.data.examples import Batch, View
+from nullrec_lib.data.examples import Batch
 from nullrec_lib.data.negatives import draw
 from nullrec_lib.errors import InputError
-from nullrec_lib.kernels.cosine import EPSILON, cosine
+from nullrec_lib.kernels.attend import Last, attend
+from nullrec_lib.kernels.dropout import draw_seed, dropout
+from nullrec_lib.kernels.infonce import EPSILON, infonce
+from nullrec_lib.kernels.lookup import Items, Tokens, lookup
+from nullrec_lib.kernels.softmax import full_softmax
 
 
-class Block(nn.Module):
+class Dropping(nn.Module):
+    """A module with a dropout probability, which is 0 outside of training."""
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+
+    @property
+    def p(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, draw_seed()) if self.p else x
+
+
+class Block(Dropping):
     """Pre-norm causal self-attention and a feed-forward layer of the same width.
 
     As in the SASRec that AlphaFuse's authors use: queries are layer-normed and keys and values are not, the
@@ -22,12 +41,11 @@ class Block(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__()
+        super().__init__(dropout)
         self.heads = heads
         self.norm_query, self.norm_inner = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, d), mask (B, L) bool → (B, L, d): every position attends to itself and earlier tokens."""
@@ -36,40 +54,37 @@ class Block(nn.Module):
         split = lambda t: t.view(B, L, self.heads, d // self.heads).transpose(1, 2)
         q, k, v = split(self.query(normed)), split(self.key(x)), split(self.value(x))
         causal = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
-        weights = self._weights(q @ k.transpose(-1, -2), (causal & mask[:, None, :])[:, None], d)
-        attended = (weights @ v).transpose(1, 2).reshape(B, L, d)
+        # A large negative number, not -inf: a row without any token (empty history) stays finite.
+        allowed = (causal & mask[:, None, :])[:, None]
+        scores = (q @ k.transpose(-1, -2) / (d // self.heads) ** 0.5).masked_fill(~allowed, -1e9)
+        attended = (self.drop(scores.softmax(dim=-1)) @ v).transpose(1, 2).reshape(B, L, d)
         return self._feed_forward(normed + attended)
 
     def last(self, x: Tensor, mask: Tensor) -> Tensor:
         """The same function at the last position only, (B, L, d) → (B, d), for about a fifth of the work.
 
         With one query the key and value projections move out of the sum over positions:
-        q·(K xⱼ + b) = (Kᵀq)·xⱼ + q·b and Σ aⱼ(V xⱼ + b) = V(Σ aⱼxⱼ) + b Σ aⱼ, so 2·L·d² becomes 2·d².
+        q·(K xⱼ + b) = (Kᵀq)·xⱼ + q·b and Σ aⱼ(V xⱼ + b) = V(Σ aⱼxⱼ) + b Σ aⱼ, so 2·L·d² becomes 2·d². And q·b is the
+        same for all j, which a softmax does not see: the bias of the keys is never read.
         """
-        B, L, d = x.shape
-        normed = self.norm_query(x[:, -1])
-        q = self.query(normed).view(B, self.heads, -1)
-        key = self.key.weight.view(self.heads, -1, d)
-        scores = torch.einsum("bhe,hed,bld->bhl", q, key, x) + (q * self.key.bias.view(self.heads, -1)).sum(-1, True)
-        weights = self._weights(scores, mask[:, None], d)
-        pooled = weights @ x
-        value = self.value.weight.view(self.heads, -1, d)
-        attended = torch.einsum("bhd,hed->bhe", pooled, value) + weights.sum(-1, True) * self.value.bias.view(
-            self.heads, -1
-        )
+        B, _, d = x.shape
+        H = self.heads
+        x, newest = Last.apply(x)
+        normed = self.norm_query(newest)
+        q = self.query(normed).view(B, H, -1)
+        asked = (q.transpose(0, 1) @ self.key.weight.view(H, -1, d)).transpose(0, 1)
+        seed = draw_seed() if self.p else 0
+        pooled, sums = attend(asked, x, mask, (d // H) ** -0.5, self.p, seed)
+        attended = (pooled.transpose(0, 1) @ self.value.weight.view(H, -1, d).transpose(1, 2)).transpose(0, 1)
+        attended = attended + sums[..., None] * self.value.bias.view(H, -1)
         return self._feed_forward(normed + attended.reshape(B, d))
-
-    def _weights(self, scores: Tensor, allowed: Tensor, d: int) -> Tensor:
-        # A large negative number, not -inf: a row without any token (empty history) stays finite.
-        scores = (scores / (d // self.heads) ** 0.5).masked_fill(~allowed, -1e9)
-        return self.dropout(scores.softmax(dim=-1))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         normed = self.norm_inner(x)
-        return normed + self.dropout(self.outer(self.dropout(self.inner(normed).relu())))
+        return normed + self.drop(self.outer(self.drop(self.inner(normed).relu())))
 
 
-class Encoder(nn.Module):
+class Encoder(Dropping):
     """Attention over a history: views in, states out.
 
     Several views are read by the same weights, one after the other, and their states concatenated.
@@ -88,7 +103,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: a number out of range.
         """
-        super().__init__()
+        super().__init__(dropout)
         if heads < 1 or width % heads:
             raise InputError(f"heads: {heads} does not divide the width {width}.")
         for name, value in (("blocks", blocks), ("length", length)):
@@ -99,15 +114,16 @@ class Encoder(nn.Module):
         self.positions = nn.Parameter(torch.randn(length, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, views: Sequence[View]) -> Tensor:
-        """Views of (B, L', d) → states (B, number of views · d)."""
-        return torch.cat([self._read(*view) for view in views], dim=-1)
+    def forward(self, views: Sequence[Tokens]) -> Tensor:
+        """Views of (B, L') tokens → states (B, number of views · d)."""
+        states = [self._read(view) for view in views]
+        return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
-    def _read(self, vectors: Tensor, mask: Tensor) -> Tensor:
+    def _read(self, view: Tokens) -> Tensor:
+        mask = view.mask
         torch._assert_async((mask[:, 1:] >= mask[:, :-1]).all(), "histories must be left-padded")
-        x = self.dropout(vectors + self.positions[-vectors.shape[1] :]) * mask[..., None]
+        x = lookup(view.table, view.ids, self.positions, self.p, draw_seed() if self.p else 0)
         for block in self.blocks[:-1]:
             x = block(x, mask) * mask[..., None]
         return self.norm(self.blocks[-1].last(x, mask))
@@ -133,29 +149,37 @@ class SASRec(Encoder):
             widths: of the views, all equal.
             length, blocks, heads, dropout: see `Encoder`.
             temperature: τ of InfoNCE; similarities are divided by it.
-            negatives: uniform negatives per example.
+            negatives: uniform negatives per example; 0 takes all items instead (full softmax).
             exclude_history: draw no negative from the visible history (the authors exclude the target only).
 
         Raises:
             InputError: a number out of range.
         """
         super().__init__(widths[0], length, blocks, heads, dropout)
-        if negatives < 1:
-            raise InputError(f"negatives: {negatives} is below 1.")
+        if negatives < 0:
+            raise InputError(f"negatives: {negatives} is below 0 (which is all items).")
         if not temperature > 0:
             raise InputError(f"temperature: {temperature} is not positive.")
         self.temperature, self.negatives, self.exclude_history = temperature, negatives, exclude_history
-        self.candidates = 1 + negatives
 
-    def loss(self, states: Tensor, batch: Batch, n_items: int, vectors: Callable[[Tensor], Tensor]) -> Tensor:
-        """InfoNCE over the target and `negatives` uniform items: −log softmax(cos/τ) of the target, mean over B.
+    def candidates(self, batch: Batch, n_items: int) -> Tensor | None:
+        """(B, 1 + negatives) int64 item ids that the loss compares, the target first; None is all items."""
+        if not self.negatives:
+            return None
+        drawn = draw(batch.target, n_items, self.negatives, batch.history if self.exclude_history else None)
+        return torch.cat([batch.target[:, None], drawn], dim=1)
+
+    def loss(self, states: Tensor, target: Tensor, candidates: Tensor | None, items: Items) -> Tensor:
+        """InfoNCE over the target and its negatives: −log softmax(cos/τ) of the target, mean over B.
 
         Args:
-            vectors: item ids (…) → item vectors (…, d).
+            target: (B,) int64.
+            candidates: what `candidates` drew.
+            items: the item vectors.
         """
-        drawn = draw(batch.target, n_items, self.negatives, batch.history if self.exclude_history else None)
-        candidates = vectors(torch.cat([batch.target[:, None], drawn], dim=1))
-        return F.cross_entropy(cosine(candidates, states) / self.temperature, torch.zeros_like(batch.target))
+        if candidates is None:
+            return full_softmax(items.table, states, items.place(target), self.temperature)
+        return infonce(items.table, states, items.place(candidates), self.temperature)
 
     def queries(self, states: Tensor, batch: Batch) -> Tensor:
         """(B, d) vectors whose product with the item table scores the items: here the states themselves."""

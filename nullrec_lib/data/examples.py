@@ -26,15 +26,6 @@ class Batch(NamedTuple):
     vector (B, d), similar users' histories (B, k, L)."""
 
 
-class View(NamedTuple):
-    """One set of vectors for a batch of histories, oldest first and left-padded, as a backbone reads it."""
-
-    vectors: Tensor
-    """(B, L', d) float; L' = L + the method's `extra_tokens`. Rows where `mask` is False are not read."""
-    mask: Tensor
-    """(B, L') bool: True where there is a token."""
-
-
 class Examples:
     """The examples of one part of a split.
 

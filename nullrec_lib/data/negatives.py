@@ -31,6 +31,8 @@ def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None
     # Without exclusions at most one id is banned, which needs no look at the data (and no device sync).
     if n_items < 2 or (exclude is not None and bool((allowed < 1).any())):
         raise InputError("negatives: an example bans every item, so none can be drawn; set exclude_history=false.")
+    if exclude is None:
+        return past_banned(torch.randint(n_items - 1, (len(target), count), device=target.device), banned)
     return past_banned(torch.randint(2**62, (len(target), count), device=target.device) % allowed, banned)
 
 

@@ -9,6 +9,20 @@ from nullrec_lib.kernels.dispatch import choose
 from nullrec_lib.kernels.dropout import dropout_naive
 
 
+class Last(torch.autograd.Function):
+    """x (B, L, d) → x, and its last tokens (B, d). As x[:, -1], but the gradient of the last tokens is added to that
+    of all of them in place; a slice would fill a (B, L, d) of zeros with it first."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x[:, -1].contiguous()
+
+    @staticmethod
+    def backward(ctx, of_x: Tensor, of_last: Tensor) -> Tensor:
+        of_x[:, -1] += of_last
+        return of_x
+
+
 def attend_naive(
     queries: Tensor, x: Tensor, mask: Tensor, scale: float, p: float = 0.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
     n = ids.shape[1]
     start = d - trained.shape[1]
     rows = np.empty((n, d), np.float32)
-    cosines, inverse = np.empty(n, np.float32), np.empty(n, np.float32)
+    cosines, inverse, shares = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     for b in range(B):
         q = states[b]
         square = np.float32(0)
@@ -56,13 +56,14 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
             highest = max(highest, cosines[j])
         total = np.float32(0)
         for j in range(n):
-            total += np.exp((cosines[j] - highest) / temperature)
+            shares[j] = np.exp((cosines[j] - highest) / temperature)
+            total += shares[j]
         losses[b] = np.log(total) + (highest - cosines[0]) / temperature
         own = to_states[b]
         own[:] = 0
         along = np.float32(0)
         for j in range(n):
-            g = np.exp((cosines[j] - highest) / temperature) / total
+            g = shares[j] / total
             g = (g - np.float32(1) if j == 0 else g) / temperature
             a, c = g * inverse[j] * of_q, rows[j]
             to_candidate[b, j] = a

@@ -30,6 +30,47 @@ class Table(NamedTuple):
         return (self.trained if self.frozen is None else self.frozen).shape[1]
 
 
+class Tokens(NamedTuple):
+    """Histories as rows of a table: what `lookup` reads in one pass."""
+
+    table: Table
+    ids: Tensor
+    """(B, L) int64 rows of the table, oldest first, left-padded."""
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L) bool: True where there is a token."""
+        return self.ids < self.table.size
+
+    @property
+    def vectors(self) -> Tensor:
+        """(B, L, d): the rows themselves."""
+        return gather(self.table, self.ids)
+
+    @classmethod
+    def of(cls, vectors: Tensor, mask: Tensor) -> Tokens:
+        """Vectors (B, L, d) that are no rows of an item table, as a table of their own; mask (B, L) bool."""
+        count = mask.numel()
+        ids = torch.arange(count, device=mask.device).view_as(mask).masked_fill(~mask, count)
+        return cls(Table(vectors.reshape(count, -1), None, count), ids)
+
+
+class Items:
+    """The item vectors that one step reads: rows of all items, or only of those that it looks up."""
+
+    def __init__(self, table: Table, ids: Tensor | None = None):
+        """A table whose row i is item i, or with `ids` (ascending, distinct, no padding) item ids[i]."""
+        self.table, self.ids = table, ids
+
+    def place(self, ids: Tensor) -> Tensor:
+        """Item ids (…) → rows of the table; the padding id stays padding."""
+        return ids if self.ids is None else torch.searchsorted(self.ids, ids)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Item ids (…) → item vectors (…, d), zeros for padding."""
+        return gather(self.table, self.place(ids))
+
+
 def gather(table: Table, ids: Tensor) -> Tensor:
     """The naive lookup: ids (…) int64 → vectors (…, d), zeros for padding."""
     place = ids.clamp(max=len(table.trained) - 1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.lookup import Table
 from nullrec_lib.methods.method import Material, Method, id_table, pad_row
 from nullrec_lib.nullspace import decompose
 
@@ -96,6 +97,21 @@ class AlphaFuse(Method):
         if self.warm is not None:
             learned = learned * F.embedding(ids, self.warm)
         return torch.cat([row, null + learned], dim=-1)
+
+    whole = True
+
+    def rows(self, ids: Tensor | None = None) -> Table:
+        """Row space and null space apart, as in the paper: kernels join them as they read them."""
+        if self.row is not None:
+            return super().rows(ids)
+        size = self.n_items if ids is None else len(ids)
+        language = self.language if ids is None else F.embedding(ids, self.language)
+        if not self.nullity:
+            return Table(language[:, :0], language, size)
+        learned = self.id.weight if ids is None else self.id(ids)
+        if self.warm is not None:
+            learned = learned * (self.warm if ids is None else F.embedding(ids, self.warm))
+        return Table(learned, language, size)
 
     def facts(self) -> dict[str, float]:
         return {"nullity": self.nullity, "full_nullity": self.space.full_nullity}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from nullrec_lib.methods.method import Material, Method
+from nullrec_lib.methods.method import Fixed, Material
 from nullrec_lib.nullspace import decompose
 
 
-class Frozen(Method):
+class Frozen(Fixed):
     """The first `width` principal components of the scaled embeddings, not standardised, never trained.
 
     AlphaFuse with `null_dim=0` is the same, with standardised directions unless `standardise=none`.
@@ -23,6 +21,3 @@ class Frozen(Method):
         space = decompose(embeddings, null_dim=0, width=width, standardise="none")
         self.frozen_dim = width
         self.freeze_table("language", torch.from_numpy(space.project(embeddings)))
-
-    def vectors(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.language)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from nullrec_lib.methods.method import Material, Method
+from nullrec_lib.methods.method import Fixed, Material
 from nullrec_lib.nullspace import decompose
 
 
-class IDreamRec(Method):
+class IDreamRec(Fixed):
     """Item vector = the first `width` whitened directions of the embedding, frozen.
 
     The linear map gives every direction the variance 1 of the noise that diffusion adds. At the width of the
@@ -23,6 +21,3 @@ class IDreamRec(Method):
         space = decompose(rows, null_dim=0, width=width, standardise="all")
         self.n_items, self.widths, self.frozen_dim = material.n_items, (width,), width
         self.freeze_table("language", torch.from_numpy(space.project(rows)))
-
-    def vectors(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.language)

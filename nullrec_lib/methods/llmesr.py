@@ -11,8 +11,9 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nullrec_lib.data.examples import Batch, Examples, View
+from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.lookup import Items, Tokens
 from nullrec_lib.methods.alignment import check, contrastive
 from nullrec_lib.methods.method import Material, Method, id_table
 from nullrec_lib.nullspace import decompose
@@ -79,11 +80,14 @@ class LLMESR(Method):
         adapted = self.adapter(F.embedding(ids, self.language)) * (ids != self.n_items)[..., None]
         return torch.cat([self.id(ids), adapted], dim=-1)
 
-    def views(self, batch: Batch, vectors: Callable[[Tensor], Tensor]) -> list[View]:
-        identity, language = super().views(batch, vectors)
-        mask = identity.mask
-        return [View(self.to_id(language.vectors, identity.vectors, mask), mask),
-                View(self.to_language(identity.vectors, language.vectors, mask), mask)]
+    def reads(self, batch: Batch) -> list[Tensor]:
+        return super().reads(batch) + [self.histories[rows] for rows in batch.context.values()]
+
+    def views(self, batch: Batch, items: Items) -> list[Tokens]:
+        mask = batch.history != self.n_items
+        identity, language = items(batch.history).split(self.widths, dim=-1)
+        return [Tokens.of(self.to_id(language, identity, mask), mask),
+                Tokens.of(self.to_language(identity, language, mask), mask)]
 
     def context(self, examples: Examples) -> dict[str, Tensor]:
         """For training examples `similar` (n, k) int64: rows of `histories`, the most alike first."""
@@ -100,10 +104,10 @@ class LLMESR(Method):
         return {"similar": torch.cat(found)}
 
     def extra_loss(
-        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], vectors: Callable[[Tensor], Tensor]
+        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], items: Items
     ) -> Tensor:
-        items = torch.cat([batch.history.flatten(), batch.target]).unique()
-        identity, language = vectors(items[items < self.n_items]).split(self.widths, dim=-1)
+        ids = torch.cat([batch.history.flatten(), batch.target]).unique()
+        identity, language = items(ids[ids < self.n_items]).split(self.widths, dim=-1)
         loss = self.beta * contrastive(identity, language, self.temperature, both_ways=True)
         if "similar" not in batch.context:
             return loss

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from nullrec_lib.methods.method import Material, Method, id_table
+from nullrec_lib.methods.method import Learned, Material, id_table
 from nullrec_lib.nullspace import decompose
 
 
-class LLMInit(Method):
+class LLMInit(Learned):
     """ID table (N, width), started from the first `width` principal components of the scaled embeddings."""
 
     def __init__(self, material: Material, width: int):
@@ -18,6 +17,3 @@ class LLMInit(Method):
         embeddings = material.embeddings.numpy()
         space = decompose(embeddings, null_dim=0, width=width, standardise="none")
         self.id = id_table(torch.from_numpy(space.project(embeddings)))
-
-    def vectors(self, ids: Tensor) -> Tensor:
-        return self.id(ids)

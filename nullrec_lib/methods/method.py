@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nullrec_lib.data.examples import Batch, Examples, View
+from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.data.splits import Split
+from nullrec_lib.kernels.lookup import Items, Table, Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +63,41 @@ class Method(nn.Module):
         """(N, sum(widths)): the whole item table, row i = item i."""
         return self.vectors(torch.arange(self.n_items, device=self.device))
 
-    def views(self, batch: Batch, vectors: Callable[[Tensor], Tensor]) -> list[View]:
-        """One view per entry of `widths`; by default the history's rows of the table.
+    def rows(self, ids: Tensor | None = None) -> Table:
+        """The rows of distinct ids (n,) int64, or of all items, in the parts that kernels read; see `lookup.Table`.
+
+        A method whose vectors are joined from a table and a frozen part says so here, and no copy of them is made.
+        """
+        ids = torch.arange(self.n_items, device=self.device) if ids is None else ids
+        return Table(self.vectors(ids), None, len(ids))
+
+    whole = False
+    """Whether `rows()` of all items costs nothing, as they lie in memory: then no step picks those it reads."""
+
+    def reads(self, batch: Batch) -> list[Tensor]:
+        """The item ids that `views` and `extra_loss` look up for a batch."""
+        return [batch.history, batch.target]
+
+    def views(self, batch: Batch, items: Items) -> list[Tokens]:
+        """What the backbone reads, one view per entry of `widths`; by default the history's rows of the table.
 
         Args:
-            vectors: this method's own `vectors`, or rows of a table that was computed once for the whole step.
+            items: this method's rows, computed once for the whole step.
         """
-        mask = batch.history != self.n_items
-        return [View(part, mask) for part in vectors(batch.history).split(self.widths, dim=-1)]
+        tokens = Tokens(items.table, items.place(batch.history))
+        if len(self.widths) == 1:
+            return [tokens]
+        return [Tokens.of(part, tokens.mask) for part in tokens.vectors.split(self.widths, dim=-1)]
 
     def extra_loss(
-        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], vectors: Callable[[Tensor], Tensor]
+        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], items: Items
     ) -> Tensor | None:
         """A scalar added to the backbone's loss, or None.
 
         Args:
             states: (B, sum(widths)), what the backbone made of `batch`.
             encode: turns another batch (similar users' histories) into states with the same backbone.
-            vectors: as for `views`.
+            items: as for `views`; called with item ids it gives their vectors.
         """
         return None
 
@@ -100,6 +118,30 @@ class Method(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+
+
+class Learned(Method):
+    """Item vector = row of the ID table `id`, which a subclass makes."""
+
+    whole = True
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        return self.id(ids)
+
+    def rows(self, ids: Tensor | None = None) -> Table:
+        return Table(self.id.weight, None, self.n_items) if ids is None else super().rows(ids)
+
+
+class Fixed(Method):
+    """Item vector = row of the frozen table `language`, which a subclass makes."""
+
+    whole = True
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.language)
+
+    def rows(self, ids: Tensor | None = None) -> Table:
+        return Table(self.language, None, self.n_items) if ids is None else super().rows(ids)
 
 
 class Adapted(Method):

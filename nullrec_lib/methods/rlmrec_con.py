@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.methods.alignment import ALIGNMENTS, check, contrastive, cosine_distance
-from nullrec_lib.methods.method import Material, Method, id_table
+from nullrec_lib.methods.method import Learned, Material, id_table
 
 
-class RLMRecCon(Method):
+class RLMRecCon(Learned):
     """ID table from N(0, 1); extra loss β · InfoNCE(ID vector, MLP(language)) over the batch's distinct targets.
 
     The network maps language to the ID space, two layers with LeakyReLU, hidden width (d_l + d) / 2, as in RLMRec's
@@ -39,15 +40,12 @@ class RLMRecCon(Method):
         """Widths that the network maps from and to."""
         return language, width
 
-    def vectors(self, ids: Tensor) -> Tensor:
-        return self.id(ids)
-
     def pair(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The two sides that the extra loss aligns, in one space, rows of `ids` (n,)."""
         return self.id(ids), self.network(F.embedding(ids, self.language))
 
     def extra_loss(
-        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], vectors: Callable[[Tensor], Tensor]
+        self, batch: Batch, states: Tensor, encode: Callable[[Batch], Tensor], items: Items
     ) -> Tensor:
         if self.alignment == "cosine":
             return self.beta * cosine_distance(*self.pair(torch.arange(self.n_items, device=self.device)))
