@@ -19,7 +19,7 @@ from nullrec_lib.language.encoder import DEFAULT, TEMPLATE, identity, template_f
 from nullrec_lib.methods import METHODS, ONLY, RULES, runs_on
 from nullrec_lib.training import fit
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Part of every run's key: raised with each change that moves numbers, so that old results are not taken for new."""
 
 WHOLE_USERS = {"clock", "core", "keep", "min_history", "split_seed"}

@@ -22,17 +22,19 @@ def draw(target: Tensor, n_items: int, count: int, exclude: Tensor | None = None
     Raises:
         InputError: an example bans every item.
     """
-    banned = target[:, None] if exclude is None else torch.cat([target[:, None], exclude], dim=1).sort(dim=1).values
-    if exclude is not None:
-        repeated = torch.zeros_like(banned, dtype=torch.bool)
-        repeated[:, 1:] = banned[:, 1:] == banned[:, :-1]
-        banned = banned.masked_fill(repeated, n_items).sort(dim=1).values
-    allowed = n_items - (banned < n_items).sum(dim=1, keepdim=True)
-    # Without exclusions at most one id is banned, which needs no look at the data (and no device sync).
-    if n_items < 2 or (exclude is not None and bool((allowed < 1).any())):
-        raise InputError("negatives: an example bans every item, so none can be drawn; set exclude_history=false.")
+    none_left = "negatives: an example bans every item, so none can be drawn; set exclude_history=false."
+    if n_items < 2:
+        raise InputError(none_left)
     if exclude is None:
-        return past_banned(torch.randint(n_items - 1, (len(target), count), device=target.device), banned)
+        drawn = torch.randint(n_items - 1, (len(target), count), device=target.device)
+        return past_banned(drawn, target[:, None])
+    banned = torch.cat([target[:, None], exclude], dim=1).sort(dim=1).values
+    repeated = torch.zeros_like(banned, dtype=torch.bool)
+    repeated[:, 1:] = banned[:, 1:] == banned[:, :-1]
+    banned = banned.masked_fill(repeated, n_items).sort(dim=1).values
+    allowed = n_items - (banned < n_items).sum(dim=1, keepdim=True)
+    if bool((allowed < 1).any()):
+        raise InputError(none_left)
     return past_banned(torch.randint(2**62, (len(target), count), device=target.device) % allowed, banned)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
 
 from nullrec_lib.errors import InputError
@@ -15,13 +16,16 @@ IMPLEMENTATIONS = ("naive", "cpu", "triton")
 def choose(impl: str, tensor: Tensor) -> str:
     """`auto` → `cpu` or `triton` by the tensor's device; another name of `IMPLEMENTATIONS` → itself.
 
-    Where Triton is not installed, `auto` on a GPU is `naive`: slower, never wrong.
+    The fast paths are for float32; `auto` takes `naive` for other types, and on a GPU without Triton: slower, never
+    wrong.
 
     Raises:
         InputError: no such implementation, or one that does not run on this device. Triton takes CPU tensors only
             in its interpreter (TRITON_INTERPRET=1 in the environment before it is imported).
     """
     if impl == "auto":
+        if tensor.dtype != torch.float32:
+            return "naive"
         if tensor.device.type == "cpu":
             return "cpu"
         return "triton" if importlib.util.find_spec("triton") else "naive"
