@@ -84,6 +84,8 @@ class Spec:
     batch_size: int = 256  # examples
     epochs: int = 300  # at most
     patience: int = 20  # epochs without a better validation N@20
+    row_updates: bool | None = None  # only ID rows that a step reads are updated; None: above 100,000 items
+    precision: str | None = None  # bf16: matrix products in bfloat16; None is float32 throughout
     select: str = "authors"  # scoring protocol that early stopping looks at: authors | consistent
     seed: int = 22
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nullrec_lib.data.examples import Batch, Examples
+from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_json, write_tensors
 from nullrec_lib.kernels.lookup import Items, Table
@@ -28,7 +29,7 @@ class Recommender(nn.Module):
     def __init__(self, method: Method, backbone: nn.Module):
         super().__init__()
         self.method, self.backbone = method, backbone
-        self.lazy = False
+        self.row_updates, self.bf16 = False, False
 
     def states(self, batch: Batch, items: Items) -> Tensor:
         """(B, d): what the backbone makes of the method's views of the histories."""
@@ -36,6 +37,11 @@ class Recommender(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar: the backbone's training loss plus the method's own, if any."""
+        device = self.backbone.positions.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
         candidates = self.backbone.candidates(batch, self.method.n_items)
         items = self._items(batch, candidates)
         states = self.states(batch, items)
@@ -49,7 +55,7 @@ class Recommender(nn.Module):
         method = self.method
         read = [ids.flatten() for ids in method.reads(batch)]
         read = None if candidates is None else torch.cat([*read, candidates.flatten()])
-        if read is None or (method.whole and not self.lazy) or method.n_items <= len(read):
+        if read is None or not self.row_updates and (method.whole or method.n_items <= len(read)):
             return Items(method.rows())
         distinct = read.unique()
         distinct = distinct[distinct < method.n_items]
@@ -96,6 +102,50 @@ class Fitted:
     `evaluation_seconds`, `valid` and `valid_consistent` (metrics)."""
 
 
+MANY_ITEMS = 100_000
+"""Above so many items only the ID rows that a step looked up are updated, unless told otherwise."""
+
+
+class Optimiser:
+    """Adam over all that a model trains; its ID tables row by row where `model.row_updates` says so."""
+
+    def __init__(self, model: Recommender, lr: float):
+        tables = [m for m in model.method.modules() if isinstance(m, nn.Embedding) and model.row_updates]
+        for table in tables:
+            table.sparse = True  # its gradient then holds the rows that were looked up, and no others
+        rows = [table.weight for table in tables]
+        dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in rows)]
+        # Adam refuses an empty list, which a model frozen through and through has.
+        self.parts = [torch.optim.Adam(dense or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)]
+        self.parts += [torch.optim.SparseAdam(rows, lr=lr)] if rows else []
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, flat: `part.parameter.field` → tensor."""
+        return {f"{number}.{index}.{name}": torch.as_tensor(value)
+                for number, part in enumerate(self.parts)
+                for index, state in part.state_dict()["state"].items() for name, value in state.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        for number, part in enumerate(self.parts):
+            state: dict[int, dict[str, Any]] = {}
+            for place, value in tensors.items():
+                owner, index, name = place.split(".")
+                if owner == str(number):
+                    # SparseAdam counts its steps in a plain number.
+                    plain = name == "step" and isinstance(part, torch.optim.SparseAdam)
+                    state.setdefault(int(index), {})[name] = value.item() if plain else value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
 def spread(table: Tensor) -> float:
     """Total variance of item vectors (N, d): near zero when they have collapsed to one point."""
     return float((table.double() - table.double().mean(dim=0)).square().mean(dim=0).sum())
@@ -113,6 +163,8 @@ def fit(
     patience: int,
     select: str,
     seed: int,
+    row_updates: bool | None = None,
+    precision: str | None = None,
     memory_mb: int = 256,
 ) -> Fitted:
     """Train with Adam until validation N@20 has not risen for `patience` epochs; leave the best weights in `model`.
@@ -128,14 +180,21 @@ def fit(
         batch_size: examples per step; the last step of an epoch takes what is left.
         epochs: at most.
         select: scoring protocol whose validation N@20 decides, one of `evaluation.PROTOCOLS`.
+        row_updates: Adam moves only the ID rows that a step looked up, and remembers nothing of the others in between
+            (torch's SparseAdam), so that a step costs the same whatever the number of items. Otherwise rows go on
+            moving by their momentum, as in the authors' code. None is True above `MANY_ITEMS` items.
+        precision: `bf16` runs matrix products in bfloat16 (weights, sums and kernels stay float32); None is float32.
 
     Raises:
+        InputError: an unknown precision.
         FloatingPointError: the loss or a score is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    # Adam refuses an empty list, which a model frozen through and through has.
-    optimiser = torch.optim.Adam(trainable or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)
+    if precision not in (None, "bf16"):
+        raise InputError(f"precision: {precision!r} is not bf16 or none.")
+    model.bf16 = precision == "bf16"
+    model.row_updates = model.method.n_items > MANY_ITEMS if row_updates is None else row_updates
+    optimiser = Optimiser(model, lr)
     history = _resume(model, optimiser, folder)
     key = "valid" if select == "authors" else "valid_consistent"
     best = lambda: max(history, key=lambda entry: (entry[key]["N@20"], -entry["epoch"]), default={"epoch": 0})
@@ -194,8 +253,7 @@ def _train_epoch(model: Recommender, train: Examples, optimiser, batch_size: int
 
 def _checkpoint(model: Recommender, optimiser, history: list, folder: Path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser.tensors().items()}
     write_tensors(folder / CHECKPOINT, tensors, {"history": history})
 
 
@@ -203,19 +261,14 @@ def _resume(model: Recommender, optimiser, folder: Path) -> list[dict[str, Any]]
     """Load the checkpoint in `folder`, if any, into model and optimiser; its history so far."""
     if not (folder / CHECKPOINT).exists():
         return []
-    state: dict[int, dict[str, Tensor]] = {}
-    weights = {}
+    found: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}}
     with safe_open(folder / CHECKPOINT, "pt") as handle:
         history = json.loads(handle.metadata()["about"])["history"]
         for name in handle.keys():
             kind, _, rest = name.partition(".")
-            if kind == "model":
-                weights[rest] = handle.get_tensor(name)
-            else:
-                index, _, field = rest.partition(".")
-                state.setdefault(int(index), {})[field] = handle.get_tensor(name)
-    model.load_state_dict(weights)
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            found[kind][rest] = handle.get_tensor(name)
+    model.load_state_dict(found["model"])
+    optimiser.load(found["optimiser"])
     return history
 
 

@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
         """Vectors (B, L, d) that are no rows of an item table, as a table of their own; mask (B, L) bool."""
         count = mask.numel()
         ids = torch.arange(count, device=mask.device).view_as(mask).masked_fill(~mask, count)
-        return cls(Table(vectors.reshape(count, -1), None, count), ids)
+        return cls(Table(vectors.reshape(count, -1).float(), None, count), ids)
 
 
 class Items:
@@ -60,7 +60,7 @@ class Items:
 
     def __init__(self, table: Table, ids: Tensor | None = None):
         """A table whose row i is item i, or with `ids` (ascending, distinct, no padding) item ids[i]."""
-        self.table, self.ids = table, ids
+        self.table, self.ids = table._replace(trained=table.trained.float()), ids
 
     def place(self, ids: Tensor) -> Tensor:
         """Item ids (…) → rows of the table; the padding id stays padding."""

@@ -108,6 +108,8 @@ class AlphaFuse(Method):
         language = self.language if ids is None else F.embedding(ids, self.language)
         if not self.nullity:
             return Table(language[:, :0], language, size)
+        if ids is None and self.id.sparse:  # a row-wise gradient comes from a look-up only, be it of all rows
+            ids = torch.arange(size, device=self.device)
         learned = self.id.weight if ids is None else self.id(ids)
         if self.warm is not None:
             learned = learned * (self.warm if ids is None else F.embedding(ids, self.warm))

@@ -129,7 +129,8 @@ class Learned(Method):
         return self.id(ids)
 
     def rows(self, ids: Tensor | None = None) -> Table:
-        return Table(self.id.weight, None, self.n_items) if ids is None else super().rows(ids)
+        # A row-wise gradient comes from a look-up only, be it of all rows.
+        return super().rows(ids) if self.id.sparse or ids is not None else Table(self.id.weight, None, self.n_items)
 
 
 class Fixed(Method):

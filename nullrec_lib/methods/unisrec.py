@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.dropout import draw_seed, dropout
 from nullrec_lib.methods.method import Adapted, Material
 
 
@@ -35,7 +36,7 @@ class Mixture(nn.Module):
         self.weights = nn.Parameter(0.02 * torch.randn(experts, language, width))
         self.biases = nn.Parameter(torch.zeros(experts, language))
         self.gate, self.gate_noise = (nn.Parameter(torch.zeros(language, experts)) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def gates(self, e: Tensor) -> Tensor:
         """(…, d_l) → (…, experts), positive, with sum 1."""
@@ -48,6 +49,7 @@ class Mixture(nn.Module):
         gates = self.gates(e)
         # (e - b) W as e W - b W: the frozen e then needs no gradient, which saves a third of the work.
         shifts = (self.biases[:, None] @ self.weights)[:, 0]
-        e = self.dropout(e)
+        if self.training and self.dropout:
+            e = dropout(e, self.dropout, draw_seed())
         mixed = sum(gates[..., k, None] * (e @ weight) for k, weight in enumerate(self.weights))
         return mixed - gates @ shifts
