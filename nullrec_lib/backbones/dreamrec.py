@@ -97,23 +97,35 @@ class DreamRec(Encoder):
 
     def queries(self, states: Tensor, batch: Batch) -> Tensor:
         """(B, d) generated embeddings, from noise that follows from each example's index: the same whatever the
-        batch."""
-        x = gaussian(batch.example, states.shape[1])
-        # The denoiser is linear, so both of its readings share one product with x, and guidance is one state.
-        guided = (1 + self.guidance) * states - self.guidance * self.none
-        from_x, from_state, from_step = self.denoiser.weight.split(states.shape[1], dim=1)
-        fixed = guided @ from_state.T + self.denoiser.bias
-        steps = self.step(_sinusoids(self.times)) @ from_step.T
-        for i in range(len(self.times) - 1, -1, -1):
-            start = x @ from_x.T + fixed + steps[i]
-            if i == 0:
-                return start
+        batch (but for the rounding of few examples, which are sampled step by step)."""
+        if len(states) < states.shape[1]:  # then the collapsed map would cost more than it saves
+            return self.queries_naive(states, batch)
+        of_noise, of_state, constant = self.collapsed()
+        return gaussian(batch.example, states.shape[1]) @ of_noise + states @ of_state + constant
+
+    def collapsed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of sampling as one affine map: generated = noise · G + state · K + c, with G, K (d, d) and c (d,).
+
+        The denoiser is linear, x₀ = x W + f + sᵢ with f what guided state and bias give and sᵢ what step i gives. So a
+        DDIM step x → √ᾱ' x₀ + √(1-ᾱ') (x - √ᾱ x₀)/√(1-ᾱ) is x → αx + βx₀ with two numbers, and steps compose, here
+        from the last to the first and in float64: generated = x G + f H + c becomes
+        x (αG + βWG) + f (H + βG) + (c + βsᵢG). Guidance is linear too: (1+w) · state - w · none.
+        """
+        from_x, from_state, from_step = self.denoiser.weight.double().split(len(self.none), dim=1)
+        W, steps = from_x.T, (self.step(_sinusoids(self.times)).double() @ from_step.T)
+        signal, noise = self.signal.double(), self.noise.double()
+        G, H, c = W, torch.eye(len(W), dtype=W.dtype, device=W.device), steps[0]
+        for i in range(1, len(self.times)):
             now, then = self.times[i], self.times[i - 1]
-            remaining = (x - self.signal[now] * start) / self.noise[now]
-            x = self.signal[then] * start + self.noise[then] * remaining
+            alpha = noise[then] / noise[now]
+            beta = signal[then] - alpha * signal[now]
+            c, H, G = c + beta * steps[i] @ G, H + beta * G, alpha * G + beta * W @ G
+        of_state = from_state.T @ H
+        c = c + self.denoiser.bias.double() @ H - self.guidance * self.none.double() @ of_state
+        return G.float(), ((1 + self.guidance) * of_state).float(), c.float()
 
     def queries_naive(self, states: Tensor, batch: Batch) -> Tensor:
-        """The reference of `queries`: two full denoiser passes per step, as guidance is defined."""
+        """The reference of `queries`, step by step: two full denoiser passes each, as guidance is defined."""
         x = gaussian(batch.example, states.shape[1])
         for i in range(len(self.times) - 1, -1, -1):
             t = self.times[i].expand(len(x))
