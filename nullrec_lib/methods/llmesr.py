@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.attend import attend
 from nullrec_lib.kernels.lookup import Items, Tokens
 from nullrec_lib.methods.alignment import check, contrastive
 from nullrec_lib.methods.method import Material, Method, id_table
@@ -77,7 +78,10 @@ class LLMESR(Method):
             self.register_buffer(name, rows, persistent=False)
 
     def vectors(self, ids: Tensor) -> Tensor:
-        adapted = self.adapter(F.embedding(ids, self.language)) * (ids != self.n_items)[..., None]
+        # Two linear layers in a row are one: their small product is made first, and each item pays for one layer.
+        first, second = self.adapter
+        adapted = F.linear(F.embedding(ids, self.language), second.weight @ first.weight, second(first.bias))
+        adapted = adapted * (ids != self.n_items)[..., None]
         return torch.cat([self.id(ids), adapted], dim=-1)
 
     def reads(self, batch: Batch) -> list[Tensor]:
@@ -127,9 +131,15 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, asking: Tensor, told: Tensor, mask: Tensor) -> Tensor:
-        """asking, told (B, L, d), mask (B, L) bool → (B, L, d)."""
-        split = lambda t: t.view(*t.shape[:2], HEADS, -1).transpose(1, 2)
-        q, k, v = split(self.query(asking)), split(self.key(told)), split(self.value(told))
-        # A large negative number, not -inf: a row without any token (empty history) stays finite.
-        outside = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -1e9)[:, None, None]
-        return self.output(F.scaled_dot_product_attention(q, k, v, outside).transpose(1, 2).flatten(2))
+        """asking, told (B, L, d), zeros where mask (B, L) is False → (B, L, d).
+
+        Per head, (W_q a)·(W_k t) = a·(W_qᵀW_k t) and W_o Σ w W_v t = W_oW_v Σ w t: two small products of weights
+        first, and each token pays for two layers instead of four.
+        """
+        B, L, d = asking.shape
+        heads = lambda weight: weight.view(HEADS, -1, d)  # (H, d/H, d)
+        ask = heads(self.query.weight).transpose(1, 2) @ heads(self.key.weight)  # (H, d, d)
+        tell = self.output.weight.view(d, HEADS, -1).transpose(0, 1) @ heads(self.value.weight)
+        queries = asking @ ask.transpose(0, 1).reshape(d, HEADS * d)
+        pooled, _ = attend(queries.float().view(B, L * HEADS, d), told, mask, (d // HEADS) ** -0.5)
+        return F.linear(pooled.view(B, L, HEADS * d), tell.transpose(0, 1).reshape(d, HEADS * d), self.output.bias)
