@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.kernels import covariance as blockwise
+from nullrec_lib.kernels.covariance import covariance as moments
 
 STANDARDISE = ("all", "row", "none")
 BASES = ("principal", "random")
@@ -60,7 +60,7 @@ def covariance(embeddings: np.ndarray, weights: np.ndarray | None = None) -> tup
     Raises:
         InputError: fewer than two items, non-finite or constant embeddings, or bad weights.
     """
-    mean, sigma = blockwise.covariance(np.asarray(embeddings), weights)
+    mean, sigma = moments(np.asarray(embeddings), weights)
     # The mean of squared lengths is the trace plus the squared length of the mean. NaN is no variance either.
     scale = max(np.trace(sigma) + mean @ mean, np.finfo(np.float64).tiny)
     if not np.trace(sigma) > np.finfo(np.float64).eps * scale:

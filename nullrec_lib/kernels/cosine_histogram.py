@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def cosine_histogram(vectors: Tensor, bins: int = 100, impl: str = "auto") -> Te
     """
     if vectors.ndim != 2 or len(vectors) < 2 or vectors.shape[1] < 1 or not vectors.is_floating_point():
         raise InputError(f"vectors: {vectors.dtype} of shape {tuple(vectors.shape)} is not (N, d) floats, N at least 2.")
-    if not isinstance(bins, int) or not 1 <= bins <= MOST_BINS:
+    if not isinstance(bins, Integral) or not 1 <= bins <= MOST_BINS:
         raise InputError(f"bins: {bins!r} is not a whole number in 1…{MOST_BINS}.")
     impl = choose(impl, vectors)
     if impl == "naive":
@@ -55,7 +57,8 @@ def unit_rows(vectors: Tensor) -> Tensor:
     Raises:
         InputError: a row is not finite.
     """
-    vectors = vectors.detach()
+    # float64 stays for now: its numbers may be beyond float32's range.
+    vectors = vectors.detach() if vectors.dtype == torch.float64 else vectors.detach().float()
     largest = vectors.abs().amax(dim=1, keepdim=True)  # NaN and infinity come through
     if not largest.isfinite().all():
         raise InputError(f"vectors: row {int(largest.isfinite().int().argmin())} is not finite.")

@@ -41,5 +41,5 @@ def _count(unit, counts, n, d, bins, TILE: tl.constexpr, DEPTH: tl.constexpr, RO
     place = tl.minimum(tl.maximum(place, 0), bins - 1)
     place = tl.where((row[:, None] < column[None, :]) & (column < n)[None, :], place, ROOM - 1)
     found = tl.histogram(tl.reshape(place, (TILE * TILE,)), ROOM)
-    bin = tl.arange(0, ROOM)
-    tl.atomic_add(counts + bin, found.to(tl.int64), mask=(bin < bins) & (found > 0), sem="relaxed")
+    place = tl.arange(0, ROOM)
+    tl.atomic_add(counts + place, found.to(tl.int64), mask=(place < bins) & (found > 0), sem="relaxed")

@@ -23,9 +23,7 @@ def covariance_naive(embeddings: Array, weights: Array | None = None) -> tuple[n
     return mean, ((E - mean) * w[:, None]).T @ (E - mean)
 
 
-def covariance(
-    embeddings: Array, weights: Array | None = None, block: int = BLOCK
-) -> tuple[Array, Array]:
+def covariance(embeddings: Array, weights: Array | None = None, block: int = BLOCK) -> tuple[Array, Array]:
     """Mean (d,) and population covariance (d, d), float64, of embeddings (N, d), rows weighted by `weights` (N,).
 
     Two passes over the rows: the mean, then the products of centred rows, with what the first pass missed of the mean
@@ -85,7 +83,8 @@ def _mean(rows: Array, w: Array | None, block: int) -> Array:
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
         # Summed before weighing: a sum is not finite where one of its terms is not, whatever its weight.
-        total = part.sum(0, dtype=float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = part.sum(0, dtype=float64)
         if not finite(total).all():
             for place, row in enumerate(part):  # large numbers may have a sum beyond float64 and be finite
                 if not finite(row).all():

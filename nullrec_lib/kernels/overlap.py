@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,7 @@ def overlap(users: Tensor, items: Tensor, k: int, queries: Queries | None = None
     Raises:
         InputError: ids that are not whole, negative or of unlike number, k below 1, or queries that do not fit.
     """
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(k, Integral) or k < 1:
         raise InputError(f"k: {k!r} is not a whole number of at least 1.")
     users, device = _ids("users", users), users.device
     items = _ids("items", items)
