@@ -1,4 +1,4 @@
-"""How the cosine similarities of all pairs of items are spread (AlphaFuse Fig. 4), exactly and without N × N numbers."""
+"""How the cosine similarities of all pairs of items are spread (AlphaFuse Fig. 4), without N × N numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_BINS = 1024
 
 
 def cosine_histogram_naive(vectors: Tensor, bins: int = 100) -> Tensor:
-    """The reference of `cosine_histogram`: the whole N × N matrix, the part above its diagonal, one pass of counting."""
+    """The reference of `cosine_histogram`: all N × N cosines, and those above the diagonal counted."""
     unit = unit_rows(vectors)
     cosines = (unit @ unit.T)[torch.ones(len(unit), len(unit), dtype=torch.bool, device=unit.device).triu(1)]
     places = (cosines.double() * (bins / 2) + bins / 2).floor().long().clamp(0, bins - 1)
@@ -23,7 +23,8 @@ def cosine_histogram_naive(vectors: Tensor, bins: int = 100) -> Tensor:
 
 
 def cosine_histogram(vectors: Tensor, bins: int = 100, impl: str = "auto") -> Tensor:
-    """Counts (bins,) int64, on the device of `vectors`, of the cosines of all N(N-1)/2 unordered pairs of distinct rows.
+    """Counts (bins,) int64, on the device of `vectors`, of the cosines of all N(N-1)/2 unordered
+    pairs of distinct rows.
 
     Bin b holds -1 + 2b/bins ≤ cosine < -1 + 2(b+1)/bins, the last one also 1; rounding beyond ±1 counts as ±1. A zero
     row has cosine 0 with everything. Products are made in float32: a cosine within 10⁻⁶ of an edge may be counted on
@@ -38,7 +39,8 @@ def cosine_histogram(vectors: Tensor, bins: int = 100, impl: str = "auto") -> Te
         InputError: another shape or type, a row that is not finite, or a bad number of bins.
     """
     if vectors.ndim != 2 or len(vectors) < 2 or vectors.shape[1] < 1 or not vectors.is_floating_point():
-        raise InputError(f"vectors: {vectors.dtype} of shape {tuple(vectors.shape)} is not (N, d) floats, N at least 2.")
+        shape = tuple(vectors.shape)
+        raise InputError(f"vectors: {vectors.dtype} of shape {shape} is not (N, d) floats, N at least 2.")
     if not isinstance(bins, Integral) or not 1 <= bins <= MOST_BINS:
         raise InputError(f"bins: {bins!r} is not a whole number in 1…{MOST_BINS}.")
     impl = choose(impl, vectors)

@@ -17,7 +17,8 @@ SETS = [{0, 1, 2}, {1, 2, 3}, {2}, {7}, set(), {0, 1, 2, 3, 7, 8}, {2}]
 
 
 def pairs(sets) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.tensor(column) for column in zip(*((user, item) for user, has in enumerate(sets) for item in has)))
+    having = [(user, item) for user, has in enumerate(sets) for item in has]
+    return tuple(torch.tensor(column) for column in zip(*having))
 
 
 def asked(sets, own=None) -> Queries:
@@ -80,8 +81,7 @@ def test_fast_equals_naive_and_order_and_repeats_do_not_matter(sets, wanted, k, 
 @given(histories, st.integers(1, 5))
 def test_own_sets_as_queries_are_the_default(sets, k):
     sets[-1].append(3)  # the last user has an item, so that there are as many users as sets
-    users, items = (torch.tensor(column) for column in
-                    zip(*((user, item) for user, has in enumerate(sets) for item in has)))
+    users, items = pairs(sets)
     same(overlap(users, items, k, asked(sets, list(range(len(sets))))), overlap(users, items, k))
 
 
