@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.covariance import covariance as moments
 
 STANDARDISE = ("all", "row", "none")
 BASES = ("principal", "random")
@@ -59,23 +60,10 @@ def covariance(embeddings: np.ndarray, weights: np.ndarray | None = None) -> tup
     Raises:
         InputError: fewer than two items, non-finite or constant embeddings, or bad weights.
     """
-    E = np.asarray(embeddings, np.float64)
-    if E.ndim != 2 or len(E) < 2:
-        raise InputError(f"embeddings: shape {E.shape} is not (N, d) with N of at least 2.")
-    if not np.isfinite(E).all():
-        row = int(np.argmin(np.isfinite(E).all(axis=1)))
-        raise InputError(f"embeddings: row {row} is not finite.")
-    if weights is None:
-        w = np.full(len(E), 1 / len(E))
-    else:
-        w = np.asarray(weights, np.float64)
-        if w.shape != (len(E),) or not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
-            raise InputError(f"weights: need {len(E)} finite, non-negative numbers with a positive sum.")
-        w = w / w.sum()
-    mean = w @ E
-    centred = E - mean
-    sigma = (centred * w[:, None]).T @ centred
-    if np.trace(sigma) <= np.finfo(np.float64).eps * max(float(w @ (E**2).sum(axis=1)), np.finfo(np.float64).tiny):
+    mean, sigma = moments(np.asarray(embeddings), weights)
+    # The mean of squared lengths is the trace plus the squared length of the mean. NaN is no variance either.
+    scale = max(np.trace(sigma) + mean @ mean, np.finfo(np.float64).tiny)
+    if not np.trace(sigma) > np.finfo(np.float64).eps * scale:
         raise InputError("embeddings: all rows are the same, so there is no direction to decompose.")
     return mean, sigma
 
