@@ -76,9 +76,13 @@ class Scorer:
             self.table = model.method.table()
             self.similarity = model.backbone.similarity(self.table)
 
+    def queries(self, batch: Batch) -> Tensor:
+        """(B, d): what is multiplied with the items of `table`."""
+        return self.model.backbone.queries(self.model.states(batch), batch)
+
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) raw dot products of queries and items."""
-        return self.model.backbone.queries(self.model.states(batch), batch) @ self.table.T
+        return self.queries(batch) @ self.table.T
 
 
 @dataclass(frozen=True)

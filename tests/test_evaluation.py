@@ -11,7 +11,8 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, t
 
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.splits import Split
-from nullrec_lib.evaluation import CUTOFFS, PROTOCOLS, metrics, rank_all, target_ranks
+from nullrec_lib.evaluation import CUTOFFS, PROTOCOLS, metrics, rank_all
+from nullrec_lib.kernels.rank import target_ranks
 
 INF, NAN = math.inf, math.nan
 

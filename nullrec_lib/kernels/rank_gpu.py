@@ -65,7 +65,9 @@ def _count(
     diagonal = lane[:, None] == lane[None, :]
     own = tl.sum(tl.where(diagonal, _product(queries, items, rows, t, B, n, D, BLOCK, WIDE), 0.0), axis=1)
     own_scaled = own * tl.load(factor + t) + tl.load(summand + t)
-    authors, consistent, broken = (tl.zeros((BLOCK,), tl.int32) for _ in range(3))
+    authors = tl.zeros((BLOCK,), tl.int32)
+    consistent = tl.zeros((BLOCK,), tl.int32)
+    broken = tl.zeros((BLOCK,), tl.int32)
 
     p = tl.load(place + rows * parts + part, mask=real, other=W)
     mine = hidden + rows.to(tl.int64) * W
