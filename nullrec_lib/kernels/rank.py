@@ -87,8 +87,10 @@ def rank(
 ) -> Ranks:
     """Ranks of the targets among all items under both protocols, in one pass over scores that are never stored.
 
-    Beside its arguments it needs a few MB and the hidden ids once more, however many items there are. A target's score
-    is the one that its own column of the product has; equal item vectors tie exactly.
+    Beside its arguments it needs a few MB and the hidden ids twice more, however many items there are. A target's score
+    is the one that its own column of the product has; equal item vectors tie exactly. Implementations sum products in
+    different orders: their ranks differ only by items whose score is the target's within d·2⁻²⁴·‖query‖·‖item‖ of
+    either, and not at all where every sum is exact (whole numbers, say).
 
     Args:
         queries: (B, d) float32.

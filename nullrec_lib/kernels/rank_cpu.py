@@ -26,7 +26,7 @@ def count(
         hidden: (B, W), sorted, without the target.
     """
     n, width = len(items), items.shape[1]
-    rows, tile = (min(most, -(-size // LEAST) * LEAST) for most, size in ((ROWS, len(queries)), (TILE, n)))
+    rows, tile = (min(most, max(1, -(-size // LEAST)) * LEAST) for most, size in ((ROWS, len(queries)), (TILE, n)))
     # Zeros below the items where they fill less than one tile; otherwise the last tile overlaps the one before.
     items = F.pad(items, (0, 0, 0, tile - n)) if n < tile else items
     block, scores = torch.empty(rows, width), torch.empty(rows, tile)
