@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from numba import njit
@@ -29,12 +31,13 @@ def count(
     rows, tile = (min(most, max(1, -(-size // LEAST)) * LEAST) for most, size in ((ROWS, len(queries)), (TILE, n)))
     # Zeros below the items where they fill less than one tile; otherwise the last tile overlaps the one before.
     items = F.pad(items, (0, 0, 0, tile - n)) if n < tile else items
-    block, scores = torch.empty(rows, width), torch.empty(rows, tile)
     ahead, nan = torch.zeros(2, len(queries), dtype=torch.int64), torch.zeros(len(queries), dtype=torch.bool)
     similarity = factor.numpy(), summand.numpy()
-    for start in range(0, len(queries), rows):
+
+    def count_block(start: int) -> None:
         part = slice(start, min(start + rows, len(queries)))
         size = part.stop - part.start
+        block, scores = torch.empty(rows, width), torch.empty(rows, tile)
         block[:size] = queries[part]
         # A target's score is needed before its tile comes: it is taken from a product with all targets of the block.
         # Should its tile disagree in the last bit, the block is counted again against what the tile said.
@@ -53,6 +56,18 @@ def count(
             if torch.equal(own, against):
                 break
             against = own.clone()
+
+    starts, threads = range(0, len(queries), rows), torch.get_num_threads()
+    if min(threads, len(starts)) < 2:
+        for start in starts:
+            count_block(start)
+        return *ahead, nan
+    # Each thread its own blocks, rather than all threads every product: products are too short to wait for one another.
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(torch.no_grad()(count_block), starts))
+    finally:
+        torch.set_num_threads(threads)  # of threads yet to come; those of the pool had set it to one
     return *ahead, nan
 
 

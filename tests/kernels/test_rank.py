@@ -158,6 +158,19 @@ def test_ranks_do_not_depend_on_the_tiles(rows, tile, monkeypatch):
         for i in range(0, 200, 33))))))
 
 
+def test_ranks_do_not_depend_on_the_threads():
+    inputs, before = case(1100, 700, 6, 20), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        same(rank(*inputs), rank_naive(*inputs))
+        assert torch.get_num_threads() == 2
+        inputs[0][1050] = NAN
+        with pytest.raises(FloatingPointError, match="row 1050"):
+            rank(*inputs)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("wrong", [-1.0, -2**-20, 2**-20, 50.0, NAN])
 def test_a_tile_that_disagrees_with_the_first_product_is_counted_again(wrong, monkeypatch):
     from nullrec_lib.kernels import rank_cpu
