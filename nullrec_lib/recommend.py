@@ -37,6 +37,7 @@ def recommend(
     Raises:
         InputError: no finished run there, its data are not what they were, an item that is not (or not alone) in
             the catalogue, an empty history where the run was trained on none, or `top` below 1.
+        FloatingPointError: a NaN score.
     """
     if top < 1:
         raise InputError(f"top: {top} is below 1.")
