@@ -202,7 +202,7 @@ def _check(queries: Tensor, items: Tensor, similarity: tuple[Tensor, Tensor] | N
     if similarity is not None and any(t.shape != items.shape[:1] for t in similarity):
         raise InputError(f"similarity: expected a factor and a summand for each of {len(items)} items.")
     if hidden is not None and (hidden.ndim != 2 or len(hidden) != len(queries) or not _within(hidden, len(items) + 1)):
-        raise InputError(f"hidden: expected rows of ids up to {len(items)}, one row for each of {len(queries)} queries.")
+        raise InputError(f"hidden: expected rows of ids up to {len(items)}, one for each of {len(queries)} queries.")
 
 
 def _within(ids: Tensor, end: int) -> bool:
