@@ -12,6 +12,7 @@ import torch
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC, build, prepare
+from nullrec_lib.kernels.rank import top_k
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import BEST, Recommender, Scorer, _load
 
@@ -36,6 +37,7 @@ def recommend(
     Raises:
         InputError: no finished run there, its data are not what they were, an item that is not (or not alone) in
             the catalogue, an empty history where the run was trained on none, or `top` below 1.
+        FloatingPointError: a NaN score.
     """
     if top < 1:
         raise InputError(f"top: {top} is below 1.")
@@ -65,15 +67,19 @@ def recommend(
     batch = Batch(*(torch.tensor([value]) for value in (padded, 0, -1, 0)))
     try:
         with torch.no_grad():
-            scores = model.scores(batch)[0]
+            # A rule has no item vectors; its scores are those of a query of 1 with one number for each item.
+            queries, table = (
+                (model.queries(batch), model.table) if isinstance(model, Scorer)
+                else (torch.ones(1, 1), model.scores(batch).T)
+            )
     except KeyError as missing:  # of the batch's context, which a history alone does not give
         raise InputError(f"{folder}: {spec.method} reads {missing} of a user, not a history alone.") from None
-    order = scores.sort(descending=True, stable=True).indices.tolist()
-    hidden = set() if keep_history else set(seen)
-    best = [item for item in order if item not in hidden][:top]
+    hidden = None if keep_history else torch.tensor([seen], dtype=torch.int64)
+    best, scores = (found[0].tolist() for found in top_k(queries, table, top, hidden=hidden))
+    best = [item for item in best if item < len(items)]  # fewer than `top` may be left
     found = items.loc[best, ["item_id", "title"]].reset_index(drop=True)
     found.insert(0, "rank", range(1, len(best) + 1))
-    return found.assign(score=scores[best].tolist())
+    return found.assign(score=scores[: len(best)])
 
 
 def _find(items: pd.DataFrame, name: str) -> int:

@@ -87,9 +87,13 @@ class Scorer:
             self.items = Items(Table(self.table, None, len(self.table)))
             self.similarity = model.backbone.similarity(self.table)
 
+    def queries(self, batch: Batch) -> Tensor:
+        """(B, d): what is multiplied with the items of `table`."""
+        return self.model.backbone.queries(self.model.states(batch, self.items), batch)
+
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) raw dot products of queries and items."""
-        return self.model.backbone.queries(self.model.states(batch, self.items), batch) @ self.table.T
+        return self.queries(batch) @ self.table.T
 
 
 @dataclass(frozen=True)

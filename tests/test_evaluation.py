@@ -11,7 +11,8 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, t
 
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.splits import Split
-from nullrec_lib.evaluation import CUTOFFS, PROTOCOLS, metrics, rank_all, target_ranks
+from nullrec_lib.evaluation import CUTOFFS, PROTOCOLS, metrics, rank_all
+from nullrec_lib.kernels.rank import target_ranks
 
 INF, NAN = math.inf, math.nan
 
@@ -300,3 +301,36 @@ def test_constant_scorers_get_no_credit_and_nan_stops_the_ranking():
     scores[17, 3] = NAN
     with pytest.raises(FloatingPointError, match="row 17 "):
         rank_all(Table(scores), shop(sequences, 50))
+
+
+class Products:
+    """A ranker whose scores are dot products, and that is asked for nothing else."""
+
+    def __init__(self, rows, table):
+        self.rows, self.table, self.asked = rows, table, []
+
+    def queries(self, batch):
+        assert not torch.is_grad_enabled()
+        self.asked.append(len(batch.target))
+        return self.rows[batch.example]
+
+    def scores(self, batch):
+        raise AssertionError("all scores at once")
+
+
+@pytest.mark.parametrize("similar", [False, True])
+def test_products_rank_as_their_scores_do_whatever_the_memory(similar):
+    sequences, _ = random_case(users=50, n_items=900)
+    examples, rng = shop(sequences, 900), np.random.default_rng(8)
+    whole = lambda *shape: torch.from_numpy(rng.integers(-2, 3, shape).astype(np.float32))  # ties everywhere
+    rows, table, sampled = whole(250, 6), whole(900, 6), torch.from_numpy(rng.integers(0, 900, (250, 7)))
+    similarity = (torch.tensor([1.0, 0.5, 2.0]).repeat(300), whole(900)) if similar else None
+    want = rank_all(Table(rows @ table.T), examples, similarity, sampled=sampled)
+    for memory_mb in (0, 256):
+        ranker = Products(rows, table)
+        got = rank_all(ranker, examples, similarity, memory_mb, sampled=sampled)
+        assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+        assert ranker.asked == {0: [1] * 250, 256: [250]}[memory_mb]
+    rows[17, 3] = NAN
+    with pytest.raises(FloatingPointError, match="row 17 of the scores holds NaN"):
+        rank_all(Products(rows, table), examples, similarity)
