@@ -176,6 +176,6 @@ class InfoNCE(torch.autograd.Function):
                     items_kernel[(ids.numel(),)](
                         trained, frozen, units, cosines, norms, peaks, sums, gradient.contiguous(), *by_item(ids),
                         to_trained, *ids.shape, ctx.temperature, d=to_states.shape[1], n=n,
-                        ROWS=min(tile_rows(columns, ids.numel()), 32), COLUMNS=columns,
+                        ROWS=min(tile_rows(columns, ids.numel()), 16), COLUMNS=columns,
                     )  # fmt: skip
         return to_trained, None, to_states * gradient, None, None

@@ -20,8 +20,8 @@ from nullrec_lib.kernels import dropout
 
 ODD, FIRST, SECOND = tl.constexpr(dropout.ODD), tl.constexpr(dropout.FIRST), tl.constexpr(dropout.SECOND)
 
-TILE = 4096
-"""Elements of a tile: 32 registers for each of the 128 threads of a program, which leaves room for a second tile."""
+TILE = 2048
+"""Elements of a tile: 16 for each of the 128 threads of a program, so that a few tiles fit into its registers."""
 
 
 def tile_rows(columns: int, rows: int) -> int:
@@ -229,6 +229,6 @@ class Lookup(torch.autograd.Function):
                 if n:
                     items_kernel[(ids.numel(),)](
                         gradient, *by_item(ids), to_trained, ctx.size, *ctx.dropout,
-                        d=d, n=n, DROP=drop, ROWS=min(tile_rows(columns, ids.numel()), 32), COLUMNS=columns,
+                        d=d, n=n, DROP=drop, ROWS=min(tile_rows(columns, ids.numel()), 16), COLUMNS=columns,
                     )  # fmt: skip
         return to_trained, None, None, None, to_positions, None, None
