@@ -17,8 +17,8 @@ from nullrec_lib.kernels.infonce_gpu import EPSILON, inverse, through_norm
 from nullrec_lib.kernels.lookup import Table, gather
 from nullrec_lib.kernels.lookup_gpu import on, read_rows
 
-BLOCK = 64
-"""Rows, and items, of a tile of logits (fewer where there are fewer)."""
+BLOCK = 32
+"""Rows, and items, of a tile of logits (fewer where there are fewer): with 64 and float32 products, registers spill."""
 STEP = 16
 """Columns that a tile's product reads at a time; the least that `tl.dot` takes."""
 PROGRAMS = 512
