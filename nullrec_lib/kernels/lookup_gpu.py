@@ -148,7 +148,7 @@ def positions_kernel(
 def items_kernel(
     gradient,  # (B, L, d) float32
     ordered,  # (B·L,) int64: ids in order
-    tokens,  # (B·L,) int64: where they stood
+    places,  # (B·L,) int64: where they stood
     ends,  # (B·L,) int64: where each id's run ends
     out,  # (R, n) float32
     size,
@@ -172,7 +172,7 @@ def items_kernel(
         total = tl.zeros((COLUMNS,), tl.float32)
         for start in range(at, end, ROWS):
             k = start + tl.arange(0, ROWS)
-            token = tl.load(tokens + k, mask=k < end, other=0)
+            token = tl.load(places + k, mask=k < end, other=0)
             place = token[:, None] * d + (d - n + column)[None, :]
             g = tl.load(gradient + place, mask=(k < end)[:, None] & (column < n)[None, :], other=0.0)
             if DROP:

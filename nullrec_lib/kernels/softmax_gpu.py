@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from nullrec_lib.kernels.infonce_gpu import EPSILON, inverse, through_norm
 from nullrec_lib.kernels.lookup import Table, gather
@@ -21,6 +22,8 @@ BLOCK = 32
 """Rows, and items, of a tile of logits (fewer where there are fewer): with 64 and float32 products, registers spill."""
 STEP = 16
 """Columns that a tile's product reads at a time; the least that `tl.dot` takes."""
+WARPS = 8
+"""Of 32 threads, for each program."""
 PROGRAMS = 512
 """About how many programs the forward pass has: four for each multiprocessor of an H100."""
 
@@ -174,13 +177,15 @@ class FullSoftmax(torch.autograd.Function):
         with on(states):
             forward_kernel[(row_blocks, chunks)](
                 trained, frozen, units, target, correct, peaks, sums, weighted, batch, size, chunk, temperature,
-                d=d, n=n, ROWS=rows, ITEMS=items, COLUMNS=max(STEP, triton.next_power_of_2(d)), STEP=STEP, num_warps=8,
+                d=d, n=n, ROWS=rows, ITEMS=items, COLUMNS=max(STEP, triton.next_power_of_2(d)), STEP=STEP,
+                num_warps=WARPS,
             )  # fmt: skip
         peak = peaks.amax(0)
         scale = (peaks - peak).exp_()
         total = sums.mul_(scale).sum(0)
         mean = weighted.mul_(scale[..., None]).sum(0) / total[:, None]
-        answers = torch.nn.functional.normalize(gather(Table(trained, frozen, size), target), dim=1, eps=EPSILON.value)
+        answers = gather(Table(trained, frozen, size), target.clamp(min=0))
+        answers = F.normalize(answers, dim=1, eps=EPSILON.value)
         to_unit = (mean - answers) / (temperature * batch)
         along = (to_unit * units).sum(1, keepdim=True) * (norm >= EPSILON.value)
         to_states = (to_unit - along * units) / norm.clamp(min=EPSILON.value)
@@ -201,6 +206,6 @@ class FullSoftmax(torch.autograd.Function):
                     items_kernel[(triton.cdiv(ctx.size, items),)](
                         trained, frozen, units, target, peak, total, gradient.contiguous(), to_trained, batch,
                         ctx.size, ctx.temperature, d=d, n=n, ROWS=rows, ITEMS=items,
-                        COLUMNS=max(STEP, triton.next_power_of_2(n)), STEP=STEP, num_warps=8,
+                        COLUMNS=max(STEP, triton.next_power_of_2(n)), STEP=STEP, num_warps=WARPS,
                     )  # fmt: skip
         return to_trained, None, None, to_states * gradient, None, None

@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-POINTERS = {
-    "ids": "*i64", "ordered": "*i64", "places": "*i64", "tokens": "*i64", "ends": "*i64", "targets": "*i64",
+TYPES = {
+    "ids": "*i64", "ordered": "*i64", "places": "*i64", "ends": "*i64", "targets": "*i64",
     "low": "i32", "high": "i32", "threshold": "i64", "scale": "fp32", "temperature": "fp32",
 }  # fmt: skip
-"""Types of arguments that are neither a pointer to float32 nor, in `counts`, an int32."""
+"""Types of the arguments that are not pointers to float32, and not in `counts`."""
 
 
 class Compiled(NamedTuple):
@@ -20,12 +20,18 @@ class Compiled(NamedTuple):
     shared: int
     """Bytes of shared memory of a program."""
 
+    def check(self) -> None:
+        """It reads and writes memory, spills next to nothing, rounds nothing to TF32 and does without atomics."""
+        assert "ld.global" in self.ptx and "st.global" in self.ptx
+        assert not re.search(r"tf32|\batom\.|\bred\.", self.ptx)
+        assert self.spilled <= 64, self.spilled
+
 
 def compile_kernel(kernel, counts: tuple[str, ...], folder: Path, warps: int = 4, **constants) -> Compiled:
     """`kernel` for compute capability 9.0 (H100, H200).
 
     Args:
-        counts: its arguments that are integers; pointers, and those of `POINTERS`, are known.
+        counts: its arguments that are integers; pointers, and those of `TYPES`, are known.
         constants: its compile-time arguments; an argument that is None too.
         folder: for the cubin.
     """
@@ -36,8 +42,10 @@ def compile_kernel(kernel, counts: tuple[str, ...], folder: Path, warps: int = 4
     signature = {}
     for name in kernel.arg_names:
         kind = "constexpr" if name in constants else "i32" if name in counts else "*fp32"
-        signature[name] = POINTERS.get(name, kind) if kind == "*fp32" else kind
-    made = triton.compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32), {"num_warps": warps})
+        signature[name] = TYPES.get(name, kind) if kind == "*fp32" else kind
+    aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values()) if kind[0] == "*"}
+    source = ASTSource(kernel, signature, constants, aligned)
+    made = triton.compile(source, GPUTarget("cuda", 90, 32), {"num_warps": warps})
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(made.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
