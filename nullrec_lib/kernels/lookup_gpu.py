@@ -40,10 +40,11 @@ def by_item(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ordered, places, torch.searchsorted(ordered, ordered, right=True)
 
 
-def halves(seed: int) -> tuple[int, int]:
-    """The seed's low and high 32 bits as int32, so that a kernel is compiled for one type of argument only."""
-    word, sign = 0xFFFFFFFF, 0x80000000
-    return ((seed & word) ^ sign) - sign, ((seed >> 32 & word) ^ sign) - sign
+def words(seed: int, p: float) -> tuple[int, int, int]:
+    """The seed's low and high 32 bits and the threshold, as int32: of one type whatever their values, so that a kernel
+    is compiled once. It reads them as uint32 again."""
+    sign = 0x80000000
+    return tuple(((word & 0xFFFFFFFF) ^ sign) - sign for word in (seed, seed >> 32, dropout.threshold(p)))
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def kept(place, low, high, threshold):
     h = (place.to(tl.uint32) * ODD) ^ high.to(tl.uint32)
     h = (h ^ (h >> 16)) * FIRST + low.to(tl.uint32)
     h = (h ^ (h >> 13)) * SECOND
-    return (h ^ (h >> 16)).to(tl.int64) >= threshold  # p near 1 rounds to a threshold of 2³²
+    return (h ^ (h >> 16)) >= threshold.to(tl.uint32)
 
 
 @triton.jit
@@ -96,7 +97,7 @@ def forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program writes ROWS tokens."""
+    """A program writes ROWS tokens. What is not read, all of a padded one, is zero."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     id = tl.load(ids + token, mask=token < tokens, other=size)
@@ -107,7 +108,7 @@ def forward_kernel(
     place = token[:, None] * d + column[None, :]
     if DROP:
         x = tl.where(kept(place, low, high, threshold), x * scale, 0.0)
-    tl.store(out + place, tl.where(inside, x, 0.0), mask=(token < tokens)[:, None] & (column < d)[None, :])
+    tl.store(out + place, x, mask=(token < tokens)[:, None] & (column < d)[None, :])
 
 
 @triton.jit(do_not_specialize=["low", "high", "threshold"])
@@ -196,14 +197,14 @@ class Lookup(torch.autograd.Function):
         ctx.save_for_backward(ids)
         ctx.shapes = trained.shape, positions.shape
         ctx.size = size
-        ctx.dropout = *halves(seed), dropout.threshold(p), 1 / (1 - p)
+        ctx.dropping, ctx.dropout = p > 0, (*words(seed, p), 1 / (1 - p))
         out = torch.empty(*ids.shape, d, dtype=trained.dtype, device=trained.device)
         columns = triton.next_power_of_2(d)
         rows = tile_rows(columns, ids.numel())
         with on(out):
             forward_kernel[(triton.cdiv(ids.numel(), rows),)](
                 trained, frozen, ids, positions, out, ids.numel(), ids.shape[1], len(positions) - ids.shape[1], size,
-                *ctx.dropout, d=d, n=n, DROP=p > 0, ROWS=rows, COLUMNS=columns,
+                *ctx.dropout, d=d, n=n, DROP=ctx.dropping, ROWS=rows, COLUMNS=columns,
             )  # fmt: skip
         return out
 
@@ -213,7 +214,6 @@ class Lookup(torch.autograd.Function):
         (batch, length), (table, positions) = ids.shape, ctx.shapes
         n, d = table[1], positions[1]
         gradient = gradient.contiguous()
-        drop = ctx.dropout[2] > 0
         to_trained = to_positions = None
         with on(gradient):
             if ctx.needs_input_grad[4]:
@@ -221,7 +221,7 @@ class Lookup(torch.autograd.Function):
                 columns = min(triton.next_power_of_2(d), 32)  # narrow: more programs, and still a full line of cache
                 positions_kernel[(length, triton.cdiv(d, columns))](
                     gradient, ids, to_positions[positions[0] - length :], batch, length, ctx.size, *ctx.dropout,
-                    d=d, DROP=drop, ROWS=tile_rows(columns, batch), COLUMNS=columns,
+                    d=d, DROP=ctx.dropping, ROWS=tile_rows(columns, batch), COLUMNS=columns,
                 )  # fmt: skip
             if ctx.needs_input_grad[0]:
                 to_trained = gradient.new_zeros(table)
@@ -229,6 +229,6 @@ class Lookup(torch.autograd.Function):
                 if n:
                     items_kernel[(ids.numel(),)](
                         gradient, *by_item(ids), to_trained, ctx.size, *ctx.dropout,
-                        d=d, n=n, DROP=drop, ROWS=min(tile_rows(columns, ids.numel()), 16), COLUMNS=columns,
+                        d=d, n=n, DROP=ctx.dropping, ROWS=min(tile_rows(columns, ids.numel()), 16), COLUMNS=columns,
                     )  # fmt: skip
         return to_trained, None, None, None, to_positions, None, None

@@ -129,7 +129,8 @@ def items_kernel(
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """A program for each block of items; it adds up g·q̂ and g·cos over all rows, for the trained columns only."""
+    """A program for each block of items; it adds up g·q̂ and g·cos over all rows, for the trained columns only.
+    A row beyond the batch has q̂ = 0 and cos = 0, and so adds nothing."""
     item = tl.program_id(0).to(tl.int64) * ITEMS + tl.arange(0, ITEMS)
     column = d - n + tl.arange(0, COLUMNS)
     weight = tl.load(upstream) / (temperature * batch)
@@ -139,7 +140,7 @@ def items_kernel(
     for start in range(0, batch, ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
         cos, norm = cosine_tile(units, trained, frozen, row, item, batch, size, d, n, STEP)
-        peak = tl.load(peaks + row, mask=row < batch, other=float("inf"))  # a row that is not there: exp(-∞) = 0
+        peak = tl.load(peaks + row, mask=row < batch, other=0.0)
         share = tl.exp(cos / temperature - peak[:, None]) / tl.load(sums + row, mask=row < batch, other=1.0)[:, None]
         target = tl.load(targets + row, mask=row < batch, other=-1)
         g = weight * (share - tl.where(target[:, None] == item[None, :], 1.0, 0.0))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 TYPES = {
     "ids": "*i64", "ordered": "*i64", "places": "*i64", "ends": "*i64", "targets": "*i64",
-    "low": "i32", "high": "i32", "threshold": "i64", "scale": "fp32", "temperature": "fp32",
+    "low": "i32", "high": "i32", "threshold": "i32", "scale": "fp32", "temperature": "fp32",
 }  # fmt: skip
 """Types of the arguments that are not pointers to float32, and not in `counts`."""
 

@@ -27,7 +27,19 @@ CASES = {  # batch, candidates, items, d, n, has a frozen part, temperature
 def made(batch, candidates, items, d, n, frozen):
     torch.manual_seed(1)
     inputs = {"trained": torch.randn(items + 1, n), "states": torch.randn(batch, d)}
-    return inputs, torch.randn(items + 1, d) if frozen else None, torch.randint(items, (batch, candidates))
+    language = torch.randn(items + 1, d) if frozen else torch.zeros(items + 1, d)
+    ids = torch.randint(items, (batch, candidates))
+    inputs["states"][0] += 3 * vectors(inputs, language)[ids[0, -1]]  # the largest logit comes last
+    return inputs, language if frozen else None, ids
+
+
+def vectors(inputs, frozen):
+    """All item vectors."""
+    n = inputs["trained"].shape[1]
+    rows = inputs["trained"].clone() if frozen is None else frozen.clone()
+    if frozen is not None:
+        rows[:, rows.shape[1] - n :] += inputs["trained"]
+    return rows
 
 
 def both(inputs, frozen, ids, temperature, impl, device):
@@ -39,13 +51,10 @@ def both(inputs, frozen, ids, temperature, impl, device):
         part = None if frozen is None else frozen.to(trained)
         return infonce(Table(trained, part, len(trained)), states, ids.to(device), temperature, impl)
 
-    items = inputs["trained"] if frozen is None else frozen.clone()
-    if frozen is not None:
-        items[:, items.shape[1] - inputs["trained"].shape[1] :] += inputs["trained"]
     upstream = torch.tensor(-1.7)
     force = upstream.abs() / temperature
     scales = {name: force / rows.norm(dim=1, keepdim=True).clamp(min=EPSILON).double()
-              for name, rows in (("trained", items), ("states", inputs["states"]))}  # fmt: skip
+              for name, rows in (("trained", vectors(inputs, frozen)), ("states", inputs["states"]))}  # fmt: skip
     compare(naive, fast, inputs, upstream, device, scales, extra=1 + 1 / temperature)
 
 
@@ -61,11 +70,11 @@ def test_vectors_of_no_length(impl, device):
     inputs, frozen, ids = made(4, 6, 5, 7, 3, True)
     ids[0, 0], ids[1, 1] = 0, 1
     frozen[:3], inputs["trained"][:3] = 0, 0  # items 0 and 1: zeros, the target of a row and a negative of another
-    frozen[2, 0] = EPSILON / 10  # item 2: shorter than what counts as a length
+    inputs["trained"][2, 1] = EPSILON * 0.9  # item 2: shorter than what counts as a length
     ids[2, 0] = ids[3, 2] = 2
     inputs["states"][0] = 0
-    inputs["states"][1] *= EPSILON / 100
-    both(inputs, frozen, ids, 0.1, impl, device)
+    inputs["states"][1] = EPSILON * 0.3
+    both(inputs, frozen, ids, 1.0, impl, device)
 
 
 @implementations("infonce")

@@ -28,7 +28,18 @@ CASES = {  # batch, rows of the table, items, d, n, has a frozen part, temperatu
 def made(batch, rows, size, d, n, frozen):
     torch.manual_seed(1)
     inputs = {"trained": torch.randn(rows, n), "states": torch.randn(batch, d)}
-    return inputs, torch.randn(rows, d) if frozen else None, torch.randint(size, (batch,))
+    language = torch.randn(rows, d) if frozen else torch.zeros(rows, d)
+    inputs["states"][0] += 3 * vectors(inputs, language)[size - 1]  # the largest logit comes last
+    return inputs, language if frozen else None, torch.randint(size, (batch,))
+
+
+def vectors(inputs, frozen):
+    """All item vectors."""
+    n = inputs["trained"].shape[1]
+    rows = inputs["trained"].clone() if frozen is None else frozen.clone()
+    if frozen is not None:
+        rows[:, rows.shape[1] - n :] += inputs["trained"]
+    return rows
 
 
 def both(inputs, frozen, size, target, temperature, impl, device):
@@ -40,13 +51,10 @@ def both(inputs, frozen, size, target, temperature, impl, device):
         part = None if frozen is None else frozen.to(trained)
         return full_softmax(Table(trained, part, size), states, target.to(device), temperature, impl)
 
-    items = inputs["trained"] if frozen is None else frozen.clone()
-    if frozen is not None:
-        items[:, items.shape[1] - inputs["trained"].shape[1] :] += inputs["trained"]
     upstream = torch.tensor(-1.7)
     force = upstream.abs() / temperature
     scales = {name: force / rows.norm(dim=1, keepdim=True).clamp(min=EPSILON).double()
-              for name, rows in (("trained", items), ("states", inputs["states"]))}  # fmt: skip
+              for name, rows in (("trained", vectors(inputs, frozen)), ("states", inputs["states"]))}  # fmt: skip
     compare(naive, fast, inputs, upstream, device, scales, extra=1 + 1 / temperature)
 
 
@@ -73,11 +81,11 @@ def test_many_tiles(impl, device, monkeypatch):
 def test_vectors_of_no_length(impl, device):
     inputs, frozen, target = made(5, 6, 6, 7, 3, True)
     frozen[:3], inputs["trained"][:3] = 0, 0
-    frozen[2, 0] = EPSILON / 10  # shorter than what counts as a length
+    inputs["trained"][2, 1] = EPSILON * 0.9  # shorter than what counts as a length
     target[:3] = torch.tensor([0, 2, 0])
     inputs["states"][0] = 0
-    inputs["states"][1] *= EPSILON / 100
-    both(inputs, frozen, 6, target, 0.1, impl, device)
+    inputs["states"][1] = EPSILON * 0.3
+    both(inputs, frozen, 6, target, 1.0, impl, device)
 
 
 @implementations("softmax")
