@@ -34,8 +34,8 @@ def kept(count: int, p: float, seed: int, device: torch.device | str = "cpu") ->
 
 
 def threshold(p: float) -> int:
-    """The hash below which an element is dropped."""
-    return round(p * 2**32)
+    """The hash below which an element is dropped: at most 2³²-1, so that it is a 32-bit number like the hashes."""
+    return min(round(p * 2**32), 2**32 - 1)
 
 
 def dropout_naive(x: Tensor, p: float, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,8 +13,6 @@ from nullrec_lib.kernels.lookup import Table, gather
 
 def full_softmax_naive(table: Table, states: Tensor, target: Tensor, temperature: float) -> Tensor:
     """The reference: cosines of all states with all items, then cross-entropy."""
-    import torch
-
     rows = F.normalize(gather(table, torch.arange(table.size, device=states.device)), dim=-1, eps=EPSILON)
     return F.cross_entropy(F.normalize(states, dim=-1, eps=EPSILON) @ rows.T / temperature, target)
 
