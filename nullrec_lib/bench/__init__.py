@@ -19,7 +19,7 @@ from nullrec_lib.progress import bar
 
 NAMES = (*cases.NAMES, "engine", *engine.METHODS)
 """What `only` may name: kernels, one method's training, or all of it (`engine`)."""
-SECONDS = {True: (0.6, 1.5), False: (3.0, 12.0)}
+SECONDS = {True: (0.5, 1.2), False: (3.0, 12.0)}
 """Quick or not → seconds to spend on the timing of one kernel at one shape, and of one method's steps."""
 
 
@@ -49,7 +49,7 @@ def run(
     """Measure, and write `report_dir/<device>[-quick]/`; cases that are already there are replaced, others stay.
 
     Args:
-        quick: small shapes and short timing: about a minute.
+        quick: small shapes and short timing: a minute or two.
         only: some of `NAMES`; all without.
         threads: of the CPU.
         device: auto, cpu or cuda.

@@ -20,6 +20,8 @@ ENGINE = [*ABOUT, "data", "keep", "method", "engine", "training_examples", "eval
 PROFILE = [*ABOUT, "data", "keep", "method", "operation", "seconds_per_step", "share"]
 SLOW = ("naive", "plain", "product")
 """Variants that a fast one is compared with."""
+SHOWN = 4
+"""Operations of a profile in results.md; profile.csv has more."""
 
 
 def slug(name: str) -> str:
@@ -104,16 +106,18 @@ def text(results: pd.DataFrame, engine: pd.DataFrame, profile: pd.DataFrame) -> 
         {"case": row.case, "shape": row.shape, "variant": row.variant, "check": row.check}
         for row in failed.itertuples()])
     lines += _section("Kernels", [
-        {"case": row.case, "shape": row.shape, "variant": row.variant, "ms": _ms(row.median_s), "plain ms": _ms(row.plain_s),
+        {"case": row.case, "shape": row.shape, "variant": row.variant, "ms": _ms(row.median_s),
+         "plain ms": _ms(row.plain_s),
          "naive ms": _ms(row.naive_s), "× plain": _number(row.over_plain), "× naive": _number(row.over_naive),
          "× bare product": _number(row.over_product), "GB/s": _number(row.gb_per_s),
          "GFLOP/s": _number(row.gflop_per_s), "share of ceiling": _percent(row.share_of_ceiling),
          "MiB": _number(row.peak_mb), "plain MiB": _number(row.plain_mb)}
         for row in speeds(results).itertuples()])
     lines += _engine(engine)
+    longest = profile.groupby(["threads", "data", "keep", "method"], sort=False, dropna=False).head(SHOWN)
     lines += _section("Where the steps of our engine spend their time", [
-        {"data": row.data, "method": row.method, "operation": f"`{row.operation}`", "ms per step": _ms(row.seconds_per_step),
-         "share": _percent(row.share)} for row in profile.itertuples()])
+        {"data": row.data, "method": row.method, "operation": f"`{row.operation}`",
+         "ms per step": _ms(row.seconds_per_step), "share": _percent(row.share)} for row in longest.itertuples()])
     return "\n".join(lines).rstrip() + "\n"
 
 
