@@ -302,7 +302,8 @@ def bench(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     data: Annotated[str, typer.Option(help="Of the training: as in `nullrec run`.")] = "shop",
-    keep: Annotated[Optional[str], typer.Option(help="Of the training: first:N or last:N interactions per user.")] = None,
+    keep: Annotated[Optional[str], typer.Option(
+        help="Of the training: first:N or last:N interactions per user.")] = None,
     report_dir: Annotated[Path, typer.Option(help="Where this device's own folder is made.")] = Path("reports/bench"),
     as_json: AsJson = False,
 ) -> None:

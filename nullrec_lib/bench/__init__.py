@@ -1,4 +1,4 @@
-"""How fast on this machine: kernels beside naive and plain PyTorch, training beside a plain reference, as one report."""
+"""How fast on this machine: kernels beside naive and plain PyTorch, training beside a plain reference; one report."""
 
 from __future__ import annotations
 

@@ -30,10 +30,11 @@ def close(found: Any, expected: Any, tolerance: float = 2e-4) -> str | None:
         if one.shape != other.shape:
             return f"result {place} has shape {tuple(one.shape)} instead of {tuple(other.shape)}"
         if not other.is_floating_point():
-            if not torch.equal(one.to(other.dtype), other):
-                return f"result {place} differs in {int((one != other).sum())} of {other.numel()} whole numbers"
+            if not torch.equal(one.to(other), other):
+                wrong = int((one.to(other) != other).sum())
+                return f"result {place} differs in {wrong} of {other.numel()} whole numbers"
             continue
-        error = float((one.to(other.dtype) - other).abs().max() / other.abs().max().clamp(min=1e-30))
+        error = float((one.to(other) - other).abs().max() / other.abs().max().clamp(min=1e-30))
         if not error <= tolerance:  # NaN included
             return f"result {place} is off by {error:.2g} of its largest number, more than {tolerance:g}"
     return None
@@ -91,7 +92,7 @@ class Operation:
         impl = "cpu" if device == "cpu" else "triton"
         variants = {"naive": self.naive} | ({"plain": self.plain} if self.plain else {}) | self.others
         if device in self.fast_devices:
-            variants[self.own_name or impl] = partial(lambda inputs, impl: self.fast(inputs, impl), impl=impl)
+            variants[self.own_name or impl] = partial(self.fast, impl=impl)
         return [Case(self, shape, variants) for shape in shapes]
 
 

@@ -15,8 +15,9 @@ from nullrec_lib.errors import InputError
 
 _RANKED = {
     "quick": ({"N": 10_000, "B": 256, "d": 128}, {"N": 9_973, "B": 255, "d": 65}),
-    "full": ({"N": 100_000, "B": 1024, "d": 128}, {"N": 1_000_000, "B": 256, "d": 64}, {"N": 10_000, "B": 256, "d": 3072}),
-    "gpu": ({"N": 1_000_000, "B": 4096, "d": 128}, {"N": 10_000_000, "B": 256, "d": 64}),
+    "full": ({"N": 100_000, "B": 1024, "d": 128}, {"N": 1_000_000, "B": 256, "d": 64},
+             {"N": 10_000, "B": 256, "d": 3072}),
+    "gpu": ({"N": 1_000_000, "B": 2048, "d": 128}, {"N": 10_000_000, "B": 256, "d": 64}),
 }
 _TOKENS = {
     "quick": ({"B": 256, "L": 10, "d": 128}, {"B": 255, "L": 7, "d": 65}),
@@ -56,7 +57,8 @@ OPERATIONS = (
     Operation(
         "full_softmax", v.full_softmax_inputs, partial(v.full_softmax, impl="naive"), v.full_softmax,
         v.full_softmax_plain,
-        moved=lambda N, B, d: 4 * (N * (d + 2 * (d // 2)) + 3 * B * d), flops=lambda N, B, d: 2 * B * N * (2 * d + d // 2),
+        moved=lambda N, B, d: 4 * (N * (d + 2 * (d // 2)) + 3 * B * d),
+        flops=lambda N, B, d: 2 * B * N * (2 * d + d // 2),
         quick=_RANKED["quick"], full=({"N": 100_000, "B": 256, "d": 128}, {"N": 10_000, "B": 256, "d": 3072}),
         gpu=({"N": 1_000_000, "B": 1024, "d": 128}, {"N": 5_000_000, "B": 256, "d": 64}),
         # A softmax over N cosines at τ = 0.07, in float32: rounding of sums of very unlike terms.

@@ -33,7 +33,8 @@ class Ceilings:
         """Least time the machine needs for `moved` bytes and `flops` operations, over `seconds`.
 
         The bandwidth is that of the smallest measured copy that holds the bytes, so that work inside a cache is
-        compared with the cache. `kind` is what is multiplied; float32 numbers may use what a GPU offers for them (TF32).
+        compared with the cache. `kind` is what is multiplied; float32 numbers may use what a GPU offers for them,
+        TF32.
         """
         size = min((size for size in self.bandwidth if size >= moved), default=max(self.bandwidth))
         rate = max(self.matmul[kind], self.matmul.get("tf32", 0) if kind == "float32" else 0)
@@ -41,19 +42,20 @@ class Ceilings:
 
 
 def measure(device: str, quick: bool) -> Ceilings:
-    """Copy and multiply on `device` (`cpu` or `cuda`), in turns, for a few seconds.
+    """Copy and multiply on `device` (`cpu` or `cuda`) for a few seconds: the copies in turns, then the products.
 
     Rates are those of the fastest fifth of the readings: what the machine can do, not what it does when it is busy.
     """
-    works: dict[str, Callable[[], Any]] = {}
+    copies, products = {}, {}
     for mib in COPIES[device][quick]:
         source = torch.ones(mib * 2**20 // 8, device=device)
-        works[f"copy {mib}"] = partial(torch.empty_like(source).copy_, source)
+        copies[f"copy {mib}"] = partial(torch.empty_like(source).copy_, source)
     n = MATMULS[device][quick]
     for kind in ("float32", "float64") if device == "cpu" else ("float32", "float64", "tf32", "bfloat16"):
-        works[kind] = _product(n, kind, device)
+        products[kind] = _product(n, kind, device)
     bandwidth, matmul, rows = {}, {}, []
-    for name, timing in take_turns(works, SECONDS[quick], device).items():
+    half = SECONDS[quick] / 2
+    for name, timing in (take_turns(copies, half, device) | take_turns(products, half, device)).items():
         if name.startswith("copy"):
             mib = int(name.split()[1])
             rate = bandwidth[mib * 2**20] = mib * 2**20 / timing.p20_s / 1e9

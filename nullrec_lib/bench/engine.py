@@ -34,7 +34,7 @@ PUBLISHED = {
 """Data and cut → method → seconds on a CPU of the authors' public code: of an epoch (smallest and median of several;
 rlmrec-con: range of two variants; one figure where only one was taken), and of an evaluation. ml-100k has 30,859
 training examples, and 3,723 in the evaluation; toys 95,335 and 11,813. dreamrec is as wide as the language, 384, and
-its evaluation is the sampled one. Taken on another machine than any other figure in a report: orders of magnitude."""
+its evaluation is the sampled one. Not taken in the run that they stand beside: orders of magnitude."""
 
 
 def optimiser_of(model: Recommender, lr: float) -> torch.optim.Optimizer:

@@ -94,8 +94,8 @@ def text(results: pd.DataFrame, engine: pd.DataFrame, profile: pd.DataFrame) -> 
     for column, label in (("machine", "Machine"), ("torch", "torch"), ("threads", "Threads"), ("date", "Date")):
         lines.append(f"{label}: {', '.join(str(value) for value in dict.fromkeys(everything[column]))}  ")
     lines += ["", "Made by `nullrec bench`. Seconds are medians; the variants of a case took turns, so a busy machine "
-              "slowed all of them. Share of ceiling: the least time that the machine needs to move the bytes and do the "
-              "arithmetic that no implementation can avoid, over the time taken. Memory: the most that one call takes "
+              "slowed all of them. Share of ceiling: the least time that the machine needs to move the bytes and do "
+              "the arithmetic that no implementation can avoid, over the time taken. Memory: the most that one call takes "
               "beyond its inputs.", ""]
     ceilings = results[results["case"] == "ceiling"]
     lines += _section("What the machine can do", [
@@ -137,10 +137,11 @@ def _engine(engine: pd.DataFrame) -> list[str]:
         rows.append(cells)
     lines = _section("Training", rows)
     if rows:
-        lines += ["The reference is `nullrec_lib/bench/reference.py`: the same model and loss written the usual way; it "
-                  "ranks under one protocol, ours under both. s per epoch: median step times steps.", ""]
+        lines += ["The reference is `nullrec_lib/bench/reference.py`: the same model and loss written the usual way; "
+                  "it ranks under one protocol, ours under both. s per epoch: median step times steps.", ""]
     if published:
-        lines += ["The authors' figures are of their public code on the CPU of another machine: orders of magnitude.", ""]
+        lines += ["The authors' figures are of their public code on a CPU, and were not taken in this run: orders of "
+                  "magnitude.", ""]
     return lines
 
 
