@@ -291,6 +291,53 @@ def grid(
         raise typer.Exit(1)
 
 
+@app.command()
+@speaks
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes and short readings: a minute or two.")] = False,
+    only: Annotated[Optional[list[str]], typer.Option(
+        help="A case; may be repeated. Kernels: dropout, attend, lookup, infonce, full_softmax, rank, top_k, "
+        "cosine_histogram, covariance, overlap, ddim. Training: alphafuse, base, morec, unisrec, rlmrec-con, llm-esr, "
+        "dreamrec, or engine for all of it.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data: Annotated[str, typer.Option(help="Of the training: as in `nullrec run`.")] = "shop",
+    keep: Annotated[Optional[str], typer.Option(
+        help="Of the training: first:N or last:N interactions per user.")] = None,
+    report_dir: Annotated[Path, typer.Option(help="Where this device's own folder is made.")] = Path("reports/bench"),
+    as_json: AsJson = False,
+) -> None:
+    """How fast this machine is: kernels beside plain PyTorch, training beside a plain reference.
+
+    Every kernel is compared with its naive form first and timed only if they agree; all variants of a case take turns,
+    so that whatever else the machine does slows all of them. The folder <report-dir>/<device>, with -quick if it was,
+    gets results.csv, engine.csv, profile.csv, a figure, and results.md with it all. Measured again, a case replaces its
+    old rows and leaves those of other cases alone. For example:
+
+    \b
+    nullrec bench --quick                                  a first look
+    nullrec bench --only infonce --only lookup             two kernels at all shapes
+    nullrec bench --only engine --data ml-100k --keep last:50
+
+    Status 1: a variant failed its check; that case has no times.
+    """
+    from nullrec_lib import bench as benches
+
+    found = benches.run(quick, tuple(only or ()), threads, device, data, keep, report_dir)
+    for note in found.notes:
+        typer.secho(f"nullrec: note: {note}", err=True)
+    for failure in found.failures:
+        typer.secho(f"nullrec: {failure}", err=True, fg="red")
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), "results": found.results, "engine": found.engine,
+                          "failures": found.failures, "notes": found.notes}, ensure_ascii=False))
+    else:
+        print((found.folder / "results.md").read_text(encoding="utf-8"))
+        print(f"written to {found.folder}/")
+    if found.failures:
+        raise typer.Exit(1)
+
+
 @data_app.command()
 @speaks
 def describe(

@@ -54,6 +54,17 @@ def choose_device(name: str) -> str:
     return name
 
 
+def processor(device: str) -> str:
+    """The model name of the GPU or the CPU, as its maker writes it where that can be read."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def peak_memory_mb(device: str) -> float:
     """Most memory so far: of the tensors on a GPU, or resident of the whole process (earlier runs included)."""
     if device.startswith("cuda"):

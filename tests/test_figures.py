@@ -119,3 +119,12 @@ def test_group_heatmap_prints_the_means():
     figure = figures.group_heatmap(frame, "test", ["tail_item"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.100", "0.000", "0.700", "0.400", "0.800", "0.600"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["overall", "tail item"]
+
+
+def test_bench_draws_speeds_and_shares():
+    frame = pd.DataFrame({"case": ["a", "b"], "shape": ["B 1", "B 2"], "over_plain": [2.0, None],
+                          "over_naive": [9.0, 3.0], "share_of_ceiling": [0.5, 0.25]})
+    speeds, shares = figures.bench(frame).axes
+    assert [bar.get_x() + bar.get_width() for bar in speeds.patches] == [2, 3] and speeds.get_xscale() == "log"
+    assert [bar.get_width() for bar in shares.patches] == [50, 25]
+    assert [label.get_text() for label in speeds.get_yticklabels()] == ["a  B 1", "b  B 2"]

@@ -1,0 +1,152 @@
+"""Whole training steps: seconds per epoch of our engine, beside the reference's in the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from torch.autograd.profiler import profile as cpu_profile
+from torch.profiler import profile as torch_profile
+
+from nullrec_lib.bench import reference
+from nullrec_lib.bench.timing import extra_memory_mb, take_turns
+from nullrec_lib.data.examples import Examples
+from nullrec_lib.evaluation import rank_all
+from nullrec_lib.experiments import build, prepare
+from nullrec_lib.spec import Spec
+from nullrec_lib.training import Recommender, Scorer
+
+METHODS = {
+    **{name: {"method": name} for name in ("alphafuse", "base", "morec", "unisrec", "rlmrec-con", "llm-esr")},
+    "dreamrec": {"method": "alphafuse", "backbone": "dreamrec"},
+}
+"""Name of an engine case → what its spec sets beside the data."""
+
+PUBLISHED = {
+    ("ml-100k", "last:50"): {
+        "alphafuse": (4.7, 4.9, 0.24), "base": (4.7, 5.7, 0.24), "morec": (10.2, None, 0.24),
+        "rlmrec-con": (6.4, 7.0, 0.24), "llm-esr": (57.0, None, None), "unisrec": (134.0, None, None),
+        "dreamrec": (19.4, None, 3.9),
+    },
+    ("toys", "first:11"): {"alphafuse": (16.9, 18.3, 1.77)},
+}
+"""Data and cut → method → seconds on a CPU of the authors' public code: of an epoch (smallest and median of several;
+rlmrec-con: range of two variants; one figure where only one was taken), and of an evaluation. ml-100k has 30,859
+training examples, and 3,723 in the evaluation; toys 95,335 and 11,813. dreamrec is as wide as the language, 384, and
+its evaluation is the sampled one. Not taken in the run that they stand beside: orders of magnitude."""
+
+
+def optimiser_of(model: Recommender, lr: float) -> torch.optim.Optimizer:
+    """The optimiser that `training.fit` uses."""
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
+
+
+class Ours:
+    """The steps of our engine, epoch after epoch, as `training.fit` makes them."""
+
+    def __init__(self, model: Recommender, train: Examples, batch_size: int, lr: float):
+        self.model, self.train, self.batch_size = model, train, batch_size
+        self.optimiser = optimiser_of(model, lr)
+        self.batches: list[torch.Tensor] = []
+
+    def step(self) -> None:
+        """One batch."""
+        if not self.batches:
+            self.batches = list(torch.randperm(len(self.train), device=self.train.device).split(self.batch_size))
+        self.model.train()
+        loss = self.model.loss(self.train.batch(self.batches.pop()))
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with its examples on the device, and its reference where there is one."""
+
+    spec: Spec
+    model: Recommender
+    train: Examples
+    valid: Examples
+    reference: reference.Reference | None
+
+
+def prepare_case(name: str, device: str, data: str = "shop", keep: str | None = None, **fields: Any) -> Prepared:
+    """Load the data, build the model of `METHODS[name]` and put all on the device.
+
+    Args:
+        fields: further fields of the spec.
+
+    Raises:
+        InputError: the data or a field is wrong, see `data.load` and `spec.Spec`.
+    """
+    spec = Spec(data=data, keep=keep, **METHODS[name], **fields)
+    inputs = prepare(spec)
+    model = build(spec, inputs).to(device)
+    train, valid = (Examples(inputs.split, part, spec.history_length, device) for part in ("train", "valid"))
+    for examples in (train, valid):
+        examples.context = model.method.context(examples)
+    return Prepared(spec, model, train, valid, reference.like(model) if name in reference.KINDS else None)
+
+
+def measure(name: str, case: Prepared, device: str, seconds: float) -> list[dict[str, Any]]:
+    """One row per engine (`nullrec`, and `reference` where there is one): seconds of a step, an epoch and an
+    evaluation of the validation part, taken in turns; peak memory of a step.
+
+    Ours ranks under two protocols in one pass, the reference under one.
+
+    Args:
+        seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
+    """
+    spec, state = case.spec, torch.random.get_rng_state()
+    ours = Ours(case.model, case.train, spec.batch_size, spec.lr)
+    steps, evaluations = {"nullrec": ours.step}, {"nullrec": lambda: _rank(case)}
+    if case.reference is not None:
+        train, valid = reference.as_lists(case.train), reference.as_lists(case.valid)
+        theirs = reference.Trainer(case.reference, train, spec.batch_size, spec.negatives, spec.lr)
+        steps = {"reference": theirs.step} | steps
+        evaluations = {"reference": lambda: reference.evaluate(case.reference, valid)} | evaluations
+    memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
+    timings = take_turns(steps, seconds, device)
+    evaluated = take_turns(evaluations, seconds / 3, device)
+    torch.random.set_rng_state(state)
+    count = -(-len(case.train) // spec.batch_size)
+    best, median, evaluation = PUBLISHED.get((spec.data, spec.keep), {}).get(name, (None, None, None))
+    return [
+        {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
+         "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s,
+         "epoch_s": timing.median_s * count, "epoch_p20_s": timing.p20_s * count, "epoch_p80_s": timing.p80_s * count,
+         "repeats": timing.repeats, "evaluation_s": evaluated[engine].median_s, "peak_mb": memory[engine],
+         "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
+         "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
+        for engine, timing in timings.items()
+    ]
+
+
+def _after(first: Callable[[], Any], then: Callable[[], Any]) -> Callable[[], Any]:
+    """`then`, once `first` was called now: what is made in a first step alone (Adam's moments) is no step's memory."""
+    first()
+    return then
+
+
+def _rank(case: Prepared) -> None:
+    scorer = Scorer(case.model)
+    rank_all(scorer, case.valid, scorer.similarity)
+
+
+def step_profile(name: str, case: Prepared, device: str, steps: int = 5, top: int = 10) -> list[dict[str, Any]]:
+    """The operations in which our training steps spend most time, longest first: seconds per step and their share."""
+    ours = Ours(case.model, case.train, case.spec.batch_size, case.spec.lr)
+    ours.step()
+    # Kineto is for GPUs; on a CPU the older profiler says the same and nothing on stderr.
+    profiler = torch_profile() if device == "cuda" else cpu_profile(use_kineto=False)
+    with torch.random.fork_rng(), profiler as taken:
+        for _ in range(steps):
+            ours.step()
+    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    spent = {event.key: getattr(event, field) / 1e6 for event in taken.key_averages()}  # microseconds
+    total = sum(spent.values()) or 1.0
+    longest = sorted(spent, key=spent.__getitem__, reverse=True)[:top]
+    return [{"method": name, "operation": operation, "seconds_per_step": spent[operation] / steps,
+             "share": spent[operation] / total} for operation in longest]
