@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from nullrec_lib import training
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.experiments import build, prepare, run
+from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.training import CHECKPOINT, HISTORY, Scorer, fit
 
 FIT = dict(lr=1e-3, batch_size=256, epochs=3, patience=9, select="authors", seed=5)
@@ -302,7 +303,7 @@ def test_the_scorer_gives_dot_products_and_the_scale_to_cosines(parts):
     model, _, valid = parts
     batch = valid.batch(torch.arange(5))
     scorer = Scorer(model)
-    states, table = model.states(batch), model.method.table()
+    states, table = model.states(batch, Items(model.method.rows())), model.method.table()
     torch.testing.assert_close(scorer.scores(batch), states @ table.T)
     cosines = torch.nn.functional.cosine_similarity(states[:, None], table[None], dim=-1)
     scaled = scorer.scores(batch) * scorer.similarity[0] / states.norm(dim=1, keepdim=True)
