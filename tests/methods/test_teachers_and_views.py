@@ -189,7 +189,8 @@ def test_teachers_get_no_gradient():
     parameters = list(byhand.method.parameters())
     ours = torch.autograd.grad(loss, parameters)
     constant = torch.from_numpy(taught).float()
-    expected = torch.autograd.grad(0.25 * ((byhand.model.states(of, Items(byhand.method.rows())) - constant) ** 2).mean(), parameters)
+    states = byhand.model.states(of, Items(byhand.method.rows()))
+    expected = torch.autograd.grad(0.25 * ((states - constant) ** 2).mean(), parameters)
     for got, want in zip(ours, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
     assert sum(gradient.abs().sum() for gradient in ours) > 0.01
