@@ -127,7 +127,7 @@ def test_changed_data_are_noticed(stored, tmp_path):
 def test_methods_that_read_more_say_so(stored, monkeypatch):
     spec, folder = stored("base")
     method = experiments.METHODS["base"]
-    monkeypatch.setattr(method, "views", lambda self, batch, vectors: batch.context["profile"])
+    monkeypatch.setattr(method, "views", lambda self, batch, items: batch.context["profile"])
     ids = prepare(spec).dataset.items["item_id"]
     with pytest.raises(InputError, match="reads 'profile' of a user, not a history alone"):
         recommend(folder, [ids[0]])

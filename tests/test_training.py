@@ -11,8 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nullrec_lib import training
+from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.experiments import build, prepare, run
+from nullrec_lib.kernels import attend, dropout, infonce, lookup
+from nullrec_lib.kernels.lookup import Items
+from nullrec_lib.methods import METHODS, runs_on
 from nullrec_lib.training import CHECKPOINT, HISTORY, Scorer, fit
 
 FIT = dict(lr=1e-3, batch_size=256, epochs=3, patience=9, select="authors", seed=5)
@@ -302,8 +306,153 @@ def test_the_scorer_gives_dot_products_and_the_scale_to_cosines(parts):
     model, _, valid = parts
     batch = valid.batch(torch.arange(5))
     scorer = Scorer(model)
-    states, table = model.states(batch), model.method.table()
+    states, table = model.states(batch, Items(model.method.rows())), model.method.table()
     torch.testing.assert_close(scorer.scores(batch), states @ table.T)
     cosines = torch.nn.functional.cosine_similarity(states[:, None], table[None], dim=-1)
     scaled = scorer.scores(batch) * scorer.similarity[0] / states.norm(dim=1, keepdim=True)
     torch.testing.assert_close(scaled, cosines)
+
+
+# One step: rows of all items or of few, fast kernels or plain ones
+
+
+PAIRS = [(method, backbone) for method in METHODS for backbone in BACKBONES if runs_on(method, backbone)]
+
+
+def chosen_for(method: str, backbone: str = "sasrec") -> dict:
+    """Few teachers and short histories, so that a step reads a part of the 120 items only."""
+    more = {"similar_users": 2} if method == "llm-esr" else {}
+    return {"method": method, "backbone": backbone, "width": 16, "history_length": 4, "dropout": 0.3} | more
+
+
+def readied(spec):
+    """A fresh model, and its training and validation examples with all that the method asks for."""
+    prepared = prepare(spec)
+    model = build(spec, prepared)
+    parts = [Examples(prepared.split, part, spec.history_length) for part in ("train", "valid")]
+    for part in parts:
+        part.context = model.method.context(part)
+    return model, *parts
+
+
+def stepped(model, batch, seed: int = 4) -> tuple[torch.Tensor, dict]:
+    """The loss of a step and what it tells every parameter."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    loss = model.loss(batch)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"blocks": 2, "cold": "zero"}, {"freeze": False, "inject": "replace"},
+                                     {"null_dim": 0}], ids=str)
+def test_few_rows_of_alphafuse_are_as_good_as_all(options, tiny):
+    few_are_as_good_as_all(tiny(**chosen_for("alphafuse") | options), True)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("train", [True, False])
+def test_few_rows_are_as_good_as_all(pair, train, tiny):
+    """A step that computes the rows it reads has the loss and the gradients of one that computes all rows."""
+    if pair[0] == "unisrec" and train:
+        pytest.skip("draws noise for every row it computes")
+    few_are_as_good_as_all(tiny(**chosen_for(*pair)), train)
+
+
+def few_are_as_good_as_all(spec, train: bool) -> None:
+    model, examples, _ = readied(spec)
+    model.train(train)
+    if getattr(model.method, "warm", None) is not None:
+        model.method.warm[::2] = 0  # the tiny shop has no item that nobody bought
+    batch, N = examples.batch(torch.tensor([0, 5, 700])), model.method.n_items
+    assert (batch.history == N).any() and (batch.history < N).any()
+    read, real = [], model._items
+    model._items = lambda *args: read.append(real(*args)) or read[-1]
+    told = {}
+    for whole in (True, False):
+        model.method.whole = whole
+        told[whole] = stepped(model, batch)
+    # the reference is not the switch itself: rows of all items, laid down by hand
+    model._items = lambda *args: Items(model.method.rows())
+    told["by hand"] = stepped(model, batch)
+    few = read[1].ids
+    if spec.method in ("base", "llminit", "frozen", "idreamrec", "alphafuse", "rlmrec-con", "rlmrec-gen"):
+        assert read[0].ids is None  # tables that lie in memory are read where they are
+    assert few is not None and len(few) < N and read[1].table.size == len(few)
+    assert few.tolist() == sorted(set(few.tolist())) and few.max() < N
+    assert {*batch.history.flatten().tolist(), *batch.target.tolist()} - {N} <= set(few.tolist())
+    for other in (True, "by hand"):
+        torch.testing.assert_close(told[False][0], told[other][0], rtol=1e-5, atol=1e-6)
+        assert told[False][1].keys() == told[other][1].keys()
+        for name, gradient in told[other][1].items():
+            torch.testing.assert_close(told[False][1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_table_is_computed_whole_where_a_step_would_read_most_of_it_anyway(tiny):
+    model, examples, _ = readied(tiny(**chosen_for("morec")))
+    batch = examples.batch(torch.arange(3))
+    assert model._items(batch, batch.target[:, None]).ids is not None
+    assert model._items(batch, None).ids is None  # all items are candidates
+    # 3 · (4 + 1) looked up in the histories and as targets
+    for candidates, all_rows in ((104, False), (105, True)):
+        drawn = torch.arange(candidates)[None]
+        assert (model._items(batch, drawn).ids is None) == all_rows, candidates
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """`kernels("naive")`: from now on that implementation only; the fast one cannot even be imported."""
+
+    def only(impl: str) -> None:
+        from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu, softmax
+
+        classes = ((attend_cpu, "Attend"), (dropout_cpu, "Dropout"), (infonce_cpu, "InfoNCE"), (lookup_cpu, "Lookup"))
+        references = ((attend, "attend_naive"), (dropout, "dropout_naive"), (infonce, "infonce_naive"),
+                      (lookup, "lookup_naive"))
+        monkeypatch.undo()
+        for module in (attend, dropout, infonce, lookup, softmax):
+            monkeypatch.setattr(module, "choose", lambda *_: impl)
+        for module, name in classes if impl == "naive" else references:
+            monkeypatch.delattr(module, name)
+
+    return only
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_step_of_the_fast_kernels_is_a_step_of_the_plain_ones(pair, tiny, kernels):
+    told, after = [], []
+    for impl in ("cpu", "naive"):
+        kernels(impl)
+        model, examples, _ = readied(tiny(**chosen_for(*pair), blocks=2))
+        model.train()
+        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        told.append(stepped(model, examples.batch(torch.arange(64))))
+        optimiser.step()
+        after.append(dict(model.named_parameters()))
+    (fast, gradients), (plain, expected) = told
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected.keys() and gradients
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+        # Adam's first step is lr times a gradient's sign, which nothing decides where the gradient is rounding
+        sure = gradient.abs() > 1e-5
+        torch.testing.assert_close(after[0][name][sure], after[1][name][sure], rtol=0, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("base", {}), ("base", {"blocks": 2, "exclude_history": True}), ("alphafuse", {}), ("llm-esr", {}),
+], ids=str)
+def test_a_training_with_the_fast_kernels_is_one_with_the_plain_ones(method, options, tiny, tmp_path, kernels):
+    """Dropout is on: both drop the same places."""
+    histories = []
+    for impl in ("cpu", "naive"):
+        kernels(impl)
+        model, train, valid = readied(tiny(**chosen_for(method) | options))
+        histories.append(fit(model, train, valid, tmp_path / impl, **FIT | {"batch_size": 128}).history)
+    for fast, plain in zip(*histories, strict=True):
+        assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+        assert fast["spread"] == pytest.approx(plain["spread"], rel=1e-4)
+        for name in ("valid", "valid_consistent"):
+            assert fast[name] == pytest.approx(plain[name], abs=0.005)
+    assert histories[0][-1]["loss"] < histories[0][0]["loss"]

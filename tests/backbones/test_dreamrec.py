@@ -12,6 +12,7 @@ from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import Prepared, build
+from nullrec_lib.kernels.lookup import Items, Table
 from nullrec_lib.spec import Spec
 
 MASK = 2**64 - 1
@@ -28,6 +29,10 @@ def batch(*targets: int, examples: list[int] | None = None) -> Batch:
     target = torch.tensor(targets)
     zero = torch.zeros_like(target)
     return Batch(zero[:, None], target, zero, torch.arange(len(target)) if examples is None else torch.tensor(examples))
+
+
+def loss(model: DreamRec, states: torch.Tensor, of: Batch, table: torch.Tensor) -> torch.Tensor:
+    return model.loss(states, of.target, model.candidates(of, len(table)), Items(Table(table, None, len(table))))
 
 
 def kept(steps: int) -> list[float]:
@@ -224,7 +229,8 @@ def test_loss_by_hand():
     table = torch.tensor([[1.0, -1.0], [0.5, 2.0], [0.0, 3.0], [-2.0, 0.25]])
     states, some = torch.tensor([[0.1, 0.2], [1.0, -1.0], [2.0, 0.0], [0.3, 0.3]]), batch(3, 0, 1, 3)
     torch.manual_seed(5)
-    got = model.loss(states, some, 4, lambda ids: table[ids]).item()
+    assert model.candidates(some, 4).tolist() == [[3], [0], [1], [3]]
+    got = loss(model, states, some, table).item()
     torch.manual_seed(5)  # the step, the noise, and who loses the state
     steps, noise, luck = torch.randint(50, (4,)).tolist(), torch.randn(4, 2).double().numpy(), torch.rand(4, 1)
     dropped = (luck < 0.5).flatten().tolist()
@@ -241,7 +247,7 @@ def test_loss_by_hand():
 def test_the_loss_trains_every_step():
     model, seen = dreamrec(noise_steps=5, sampling_steps=1), []
     model.denoise = lambda noisy, states, t: seen.extend(t.tolist()) or noisy
-    model.loss(torch.zeros(500, 2), batch(*[0] * 500), 1, lambda ids: torch.zeros(*ids.shape, 2))
+    loss(model, torch.zeros(500, 2), batch(*[0] * 500), torch.zeros(1, 2))
     assert set(seen) == set(range(5))
     assert stats.chisquare(np.bincount(seen)).pvalue > 1e-3
 
@@ -254,15 +260,15 @@ def test_the_share_of_examples_without_a_state(share):
         model.denoiser.bias.zero_()
         model.none.zero_()
     torch.manual_seed(1)
-    loss = model.loss(torch.ones(n, 2), batch(*[0] * n), 1, lambda ids: torch.zeros(*ids.shape, 2))
-    assert abs(loss.item() - (1 - share)) <= 4 * math.sqrt(share * (1 - share) / n)
+    got = loss(model, torch.ones(n, 2), batch(*[0] * n), torch.zeros(1, 2))
+    assert abs(got.item() - (1 - share)) <= 4 * math.sqrt(share * (1 - share) / n)
 
 
 def test_without_unconditional_examples_none_is_never_used():
     for share, used in ((0.0, False), (0.5, True)):
         model = dreamrec(unconditional=share)
         torch.manual_seed(2)
-        model.loss(torch.randn(50, 2), batch(*[0] * 50), 1, lambda ids: torch.ones(*ids.shape, 2)).backward()
+        loss(model, torch.randn(50, 2), batch(*[0] * 50), torch.ones(1, 2)).backward()
         assert bool(model.none.grad.any()) == used
 
 

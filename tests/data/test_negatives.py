@@ -62,7 +62,7 @@ def test_each_row_is_a_bijection_from_the_drawn_numbers_to_its_allowed_items(dat
     row = st.lists(st.integers(0, N), min_size=width, max_size=width)
     lists = data.draw(st.lists(row, min_size=rows, max_size=rows))
     exclude = torch.tensor(lists, dtype=torch.int64).reshape(rows, width)
-    counting = lambda high, size, device=None: torch.arange(size[1]).repeat(size[0], 1)
+    counting = lambda high, size, device=None: (torch.arange(size[1]) % high).repeat(size[0], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randint", counting)
         drawn = draw(torch.tensor(targets), N, 2 * N, exclude if width or data.draw(st.booleans()) else None)

@@ -12,6 +12,7 @@ from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.methods import METHODS, llmesr
 from nullrec_lib.methods.method import Material
 from nullrec_lib.training import Recommender
@@ -103,7 +104,7 @@ def leaky(value: np.ndarray) -> np.ndarray:
 
 
 def extra_loss(method, of: Batch) -> float:
-    return method.extra_loss(of, None, None, method.vectors).item()
+    return method.extra_loss(of, None, None, Items(method.rows())).item()
 
 
 # Item vectors
@@ -113,7 +114,7 @@ def test_base_is_its_id_table():
     method = make("base", width=2)
     ids = put(method.id.weight[:-1], some(N, 2))
     assert np.array_equal(table(method), ids)
-    assert method.extra_loss(batch([[0, 1]], [2]), None, None, method.vectors) is None
+    assert method.extra_loss(batch([[0, 1]], [2]), None, None, Items(method.rows())) is None
 
 
 def test_llminit_starts_from_the_principal_components_and_is_then_an_id_table():

@@ -32,6 +32,7 @@ from nullrec_lib.backbones.sasrec import SASRec
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.training import Recommender
 
 # Vectors, views and losses
@@ -89,7 +90,7 @@ def test_is_id_and_adapted_language_side_by_side():
 def test_views_ask_each_other():
     byhand = ByHand()
     histories = [[1, 0, 3], [N, 2, 2], [N, N, 1]]
-    views = byhand.method.views(batch(histories, [0, 0, 0]), byhand.method.vectors)
+    views = byhand.method.views(batch(histories, [0, 0, 0]), Items(byhand.method.rows()))
     assert len(views) == 2
     for row, history in enumerate(histories):
         items = [item for item in history if item < N]
@@ -162,8 +163,9 @@ def distillation(byhand: ByHand, examples: Examples) -> tuple[Batch, torch.Tenso
     """All training examples with their teachers, the loss, and the teachers' mean states by hand."""
     examples.context = byhand.method.context(examples)
     of = examples.batch(torch.arange(len(examples)))
-    model = byhand.model
-    loss = byhand.method.extra_loss(of, model.states(of), model.states, byhand.method.vectors)
+    items = Items(byhand.method.rows())
+    encode = lambda other: byhand.model.states(other, items)
+    loss = byhand.method.extra_loss(of, encode(of), encode, items)
     taught = [np.mean([byhand.state(SEQUENCES[u][-2:]) for u in similar_by_hand(user, history)], axis=0)
               for user, history in prefixes()]
     return of, loss, np.array(taught)
@@ -187,31 +189,47 @@ def test_teachers_get_no_gradient():
     parameters = list(byhand.method.parameters())
     ours = torch.autograd.grad(loss, parameters)
     constant = torch.from_numpy(taught).float()
-    expected = torch.autograd.grad(0.25 * ((byhand.model.states(of) - constant) ** 2).mean(), parameters)
+    states = byhand.model.states(of, Items(byhand.method.rows()))
+    expected = torch.autograd.grad(0.25 * ((states - constant) ** 2).mean(), parameters)
     for got, want in zip(ours, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
     assert sum(gradient.abs().sum() for gradient in ours) > 0.01
 
 
 @pytest.mark.parametrize(("name", "options"), [("llm-esr", LLM_ESR), ("rlmrec-con", RLMREC)])
-def test_the_losses_of_a_step_add_up_whether_or_not_the_table_is_computed_first(name, options):
-    """Few examples look items up, many read the whole table: one and the same loss."""
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_the_losses_of_a_step_add_up(name, options, negatives):
     method = make(name, width=4, **options)
-    backbone = SASRec(method.widths, 2, 1, 1, 0.0, temperature=0.5, negatives=3, exclude_history=False)
+    backbone = SASRec(method.widths, 2, 1, 1, 0.0, temperature=0.5, negatives=negatives, exclude_history=False)
     model, examples = Recommender(method, backbone).eval(), train_examples()
     examples.context = method.context(examples)
     of = examples.batch(torch.arange(4))
-    assert model._vectors(of) != method.vectors  # here the table is computed first
     torch.manual_seed(3)
     whole = model.loss(of)
     torch.manual_seed(3)
-    states = model.states(of)
-    extra = method.extra_loss(of, states, model.states, method.vectors)
-    apart = backbone.loss(states, of, N, method.vectors) + extra
+    items = Items(method.rows())
+    states = model.states(of, items)
+    extra = method.extra_loss(of, states, lambda other: model.states(other, items), items)
+    apart = backbone.loss(states, of.target, backbone.candidates(of, N), items) + extra
     assert extra.item() > 0
     torch.testing.assert_close(whole, apart)
-    parameters = list(model.parameters())
+    parameters = [p for name, p in model.named_parameters() if not name.endswith("key.bias") or "method" in name]
     torch.testing.assert_close(torch.autograd.grad(whole, parameters), torch.autograd.grad(apart, parameters))
+
+
+def test_what_teachers_read_is_among_what_a_step_reads():
+    """A step may compute the rows of few items only: of histories, targets, and the histories of all teachers."""
+    split = split_of(shoppers(MANY), MANY_ROLES, MANY)
+    method = make("llm-esr", material(MANY_E, split), width=4, **LLM_ESR | {"history_length": 3})
+    examples = train_examples(split, 3)
+    examples.context = method.context(examples)
+    for example in range(len(examples)):
+        of = examples.batch(torch.tensor([example]))
+        read = {int(item) for ids in method.reads(of) for item in ids.flatten()}
+        teachers = method.histories[of.context["similar"]]
+        assert teachers.shape == (1, 2, 3)
+        own, more = {*of.history.flatten().tolist(), *of.target.tolist()}, set(teachers.flatten().tolist())
+        assert read == own | more and not more <= own
 
 
 # What teachers may know
