@@ -10,8 +10,7 @@ from nullrec_lib.kernels.dropout import dropout_naive
 
 
 class Last(torch.autograd.Function):
-    """x (B, L, d) → x, and its last tokens (B, d). As x[:, -1], but the gradient of the last tokens is added to that
-    of all of them in place; a slice would fill a (B, L, d) of zeros with it first."""
+    """x (B, L, d) → x, and its last tokens (B, d). As x[:, -1], whose gradient would fill a (B, L, d) with zeros."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,6 +18,7 @@ class Last(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, of_x: Tensor, of_last: Tensor) -> Tensor:
+        of_x = of_x.clone()  # it may be another branch's too
         of_x[:, -1] += of_last
         return of_x
 

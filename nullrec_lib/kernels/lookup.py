@@ -64,7 +64,13 @@ class Items:
 
     def place(self, ids: Tensor) -> Tensor:
         """Item ids (…) → rows of the table; the padding id stays padding."""
-        return ids if self.ids is None else torch.searchsorted(self.ids, ids)
+        if self.ids is None:
+            return ids
+        place = torch.searchsorted(self.ids, ids)
+        # Another item's row would go unnoticed.
+        known = (self.ids[place.clamp(max=len(self.ids) - 1)] == ids) | (place == len(self.ids))
+        torch._assert_async(known.all(), "an item is looked up that Method.reads does not name")
+        return place
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Item ids (…) → item vectors (…, d), zeros for padding."""
