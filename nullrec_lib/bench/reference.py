@@ -87,7 +87,7 @@ def like(model) -> Reference:
     kind, block = type(method).__name__.lower(), backbone.blocks[0]
     language = getattr(method, "language", None)
     table = method.id.weight.detach() if kind != "morec" else None
-    made = Reference(kind, language, method.n_items, method.widths[0], len(backbone.positions), backbone.dropout.p,
+    made = Reference(kind, language, method.n_items, method.widths[0], len(backbone.positions), backbone.dropout,
                      backbone.temperature, 0 if table is None else table.shape[1])
     with torch.no_grad():
         made.positions.copy_(backbone.positions)

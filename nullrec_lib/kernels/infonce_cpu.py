@@ -7,6 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from nullrec_lib.kernels.cpu import AHEAD, prefetch
 from nullrec_lib.kernels.infonce import EPSILON
 from nullrec_lib.kernels.lookup_cpu import EMPTY
 
@@ -24,7 +25,7 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
     B, d = states.shape
     n = ids.shape[1]
     start = d - trained.shape[1]
-    rows = np.empty((n, d), np.float32)
+    flat, rows = ids.ravel(), np.empty((n, d), np.float32)
     cosines, inverse, shares = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     for b in range(B):
         q = states[b]
@@ -35,6 +36,10 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
         of_q = np.float32(1) / max(norm, _EPSILON)
         highest = np.float32(-2)
         for j in range(n):
+            ahead = flat[min(b * n + j + AHEAD, flat.size - 1)]
+            prefetch(trained, ahead)
+            if len(frozen):
+                prefetch(frozen, ahead)
             i, c = ids[b, j], rows[j]
             learned, tail = trained[i], c[start:]
             if len(frozen):
@@ -77,14 +82,18 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _backward(trained, frozen, states, ids, to_candidate, to_length, scale, total, to_trained):
-    """Scatter scale·(a·q − s·c). The second term is the same vector for all of an item's places: their s are summed
-    in `total` (R,) first."""
+def _backward(trained, frozen, states, ids, to_candidate, to_length, scale, to_trained):
+    """Scatter scale·(a·q − s·c). The second term is the same vector at all of an item's places: their s are summed
+    before."""
     B, d = states.shape
+    n = ids.shape[1]
     start = d - trained.shape[1]
+    flat = ids.ravel()
+    total = np.zeros(len(trained), np.float32)
     for b in range(B):
         tail = states[b, start:]
-        for j in range(ids.shape[1]):
+        for j in range(n):
+            prefetch(to_trained, flat[min(b * n + j + AHEAD, flat.size - 1)])
             i, a = ids[b, j], to_candidate[b, j] * scale
             total[i] += to_length[b, j] * scale
             row = to_trained[i]
@@ -106,7 +115,7 @@ class InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, trained: Tensor, frozen: Tensor | None, states: Tensor, ids: Tensor, temperature: float):
-        states = states.contiguous()
+        states, ids = states.contiguous(), ids.contiguous()
         losses, to_states = torch.empty(len(ids)), torch.empty_like(states)
         to_candidate, to_length = torch.empty(2, *ids.shape)
         language = EMPTY if frozen is None else frozen.numpy()
@@ -123,7 +132,6 @@ class InfoNCE(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_trained = torch.zeros_like(trained)
             language = EMPTY if frozen is None else frozen.numpy()
-            total = np.zeros(len(trained), np.float32)
             _backward(trained.detach().numpy(), language, states.detach().numpy(), ids.numpy(), to_candidate.numpy(),
-                      to_length.numpy(), np.float32(scale), total, to_trained.numpy())
+                      to_length.numpy(), np.float32(scale), to_trained.numpy())
         return to_trained, None, to_states * scale, None, None

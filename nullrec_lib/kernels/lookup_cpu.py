@@ -7,6 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from nullrec_lib.kernels.cpu import AHEAD, prefetch
 from nullrec_lib.kernels.dropout_cpu import halves, keeps
 
 EMPTY = np.zeros((0, 0), np.float32)
@@ -17,8 +18,14 @@ EMPTY = np.zeros((0, 0), np.float32)
 def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out):
     B, L, d = out.shape
     start = d - trained.shape[1]
+    flat = ids.ravel()
     for b in range(B):
         for t in range(L):
+            ahead = flat[min(b * L + t + AHEAD, flat.size - 1)]
+            if ahead < size:
+                prefetch(trained, ahead)
+                if len(frozen):
+                    prefetch(frozen, ahead)
             i, row, position = ids[b, t], out[b, t], positions[t]
             if i >= size:
                 row[:] = 0
@@ -43,9 +50,12 @@ def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out
 def _backward(gradient, size, ids, low, high, limit, scale, to_trained, to_positions):
     B, L, d = gradient.shape
     start = d - to_trained.shape[1]
-    row = np.empty(d, np.float32)
+    flat, row = ids.ravel(), np.empty(d, np.float32)
     for b in range(B):
         for t in range(L):
+            ahead = flat[min(b * L + t + AHEAD, flat.size - 1)]
+            if ahead < size:
+                prefetch(to_trained, ahead)
             i = ids[b, t]
             if i >= size:
                 continue
@@ -72,17 +82,17 @@ class Lookup(torch.autograd.Function):
                 seed: int) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.dropping, ctx.size, ctx.shapes = halves(p, seed), size, (trained.shape, positions.shape)
-        out = torch.empty(*ids.shape, positions.shape[1])
-        last = positions.detach()[len(positions) - ids.shape[1] :]
+        ids, out = ids.contiguous(), torch.empty(*ids.shape, positions.shape[1])
+        newest = positions.detach()[len(positions) - ids.shape[1] :]
         _forward(trained.detach().numpy(), EMPTY if frozen is None else frozen.numpy(), size, ids.numpy(),
-                 last.numpy(), *ctx.dropping, out.numpy())
+                 newest.numpy(), *ctx.dropping, out.numpy())
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (ids,) = ctx.saved_tensors
         to_trained, to_positions = (torch.zeros(shape) for shape in ctx.shapes)
-        last = to_positions[len(to_positions) - ids.shape[1] :]
-        _backward(gradient.contiguous().numpy(), ctx.size, ids.numpy(), *ctx.dropping, to_trained.numpy(),
-                  last.numpy())
+        newest = to_positions[len(to_positions) - ids.shape[1] :]
+        _backward(gradient.contiguous().numpy(), ctx.size, ids.contiguous().numpy(), *ctx.dropping,
+                  to_trained.numpy(), newest.numpy())
         return to_trained, None, None, None, to_positions, None, None

@@ -158,6 +158,11 @@ class Adapted(Method):
         adapted = self.adaptor(F.embedding(ids, self.language))
         return adapted * (ids != self.n_items)[..., None]  # a bias would fill the padding row
 
+    def rows(self, ids: Tensor | None = None) -> Table:
+        """Without a copy of the language: of all items it lies there in order."""
+        read = self.language[: self.n_items] if ids is None else F.embedding(ids, self.language)
+        return Table(self.adaptor(read), None, len(read))
+
 
 def pad_row(table: Tensor) -> Tensor:
     """(N, d) → (N+1, d): row N, the padding id's, is zero."""
