@@ -114,10 +114,10 @@ class Optimiser:
     """Adam over all that a model trains; its ID tables row by row where `model.row_updates` says so."""
 
     def __init__(self, model: Recommender, lr: float):
-        tables = [m for m in model.method.modules() if isinstance(m, nn.Embedding) and model.row_updates]
+        tables = [m for m in model.method.modules() if isinstance(m, nn.Embedding)]
         for table in tables:
-            table.sparse = True  # its gradient then holds the rows that were looked up, and no others
-        rows = [table.weight for table in tables]
+            table.sparse = model.row_updates  # its gradient then holds the rows that were looked up, and no others
+        rows = [table.weight for table in tables if table.sparse]
         dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in rows)]
         # Adam refuses an empty list, which a model frozen through and through has.
         self.parts = [torch.optim.Adam(dense or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)]

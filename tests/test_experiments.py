@@ -94,6 +94,8 @@ CHANGES = {
     "epochs": (3, {}),
     "patience": (1, {"epochs": 4}),
     "select": ("consistent", {"epochs": 3}),
+    "row_updates": (True, {}),
+    "precision": ("bf16", {}),
     "seed": (23, {}),
 }
 FIELDS = [field.name for field in dataclasses.fields(Spec)]

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from nullrec_lib import training
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Examples
+from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import build, prepare, run
 from nullrec_lib.kernels import attend, dropout, infonce, lookup
 from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.methods import METHODS, runs_on
-from nullrec_lib.training import CHECKPOINT, HISTORY, Scorer, fit
+from nullrec_lib.training import CHECKPOINT, HISTORY, Optimiser, Scorer, fit
 
 FIT = dict(lr=1e-3, batch_size=256, epochs=3, patience=9, select="authors", seed=5)
 TIMES = ("seconds", "evaluation_seconds")
@@ -398,6 +399,98 @@ def test_a_table_is_computed_whole_where_a_step_would_read_most_of_it_anyway(tin
     for candidates, all_rows in ((104, False), (105, True)):
         drawn = torch.arange(candidates)[None]
         assert (model._items(batch, drawn).ids is None) == all_rows, candidates
+
+
+# Large catalogues, low precision
+
+
+def once(model, batch, row_updates: bool) -> dict[str, torch.Tensor]:
+    """The weights after one step of Adam at a large rate."""
+    model.row_updates = row_updates
+    optimiser = Optimiser(model, lr=0.5)
+    torch.manual_seed(3)
+    model.loss(batch).backward()
+    optimiser.step()
+    return weights(model)
+
+
+@pytest.mark.parametrize("method", ["base", "alphafuse", "rlmrec-gen", "llm-esr"])
+def test_row_updates_move_the_rows_that_a_step_reads(method, tiny):
+    """The first step of a row is Adam's own; what was not looked up does not move at all, in no later step either."""
+    spec = tiny(**chosen_for(method) | {"negatives": 2, "dropout": 0.0, "temperature": 1.0})
+    model, train, _ = readied(spec)
+    batch, before = train.batch(torch.arange(3)), weights(model)
+    dense, rows = once(model, batch, False), once(readied(spec)[0], batch, True)
+    for name in before:
+        # Adam's ε stands elsewhere in torch's SparseAdam: gradients must be well above it, and few are not.
+        apart = (rows[name] - dense[name]).abs() > 1e-3
+        assert apart.float().mean() < 0.02, name
+    moved = (rows["method.id.weight"] != before["method.id.weight"]).any(dim=1)
+    assert 3 <= int(moved.sum()) < len(moved) - 1
+
+
+def test_row_updates_leave_momentum_alone(tiny):
+    spec = tiny(**chosen_for("base") | {"negatives": 2})
+    found = {}
+    for row_updates in (False, True):
+        model, train, _ = readied(spec)
+        first, second = train.batch(torch.arange(3)), train.batch(torch.arange(500, 503))
+        model.row_updates = row_updates
+        optimiser = Optimiser(model, lr=0.5)
+        tables = []
+        for part in (first, second):
+            optimiser.zero_grad()
+            torch.manual_seed(3)
+            model.loss(part).backward()
+            optimiser.step()
+            tables.append(model.method.id.weight.detach().clone())
+        read = torch.cat([second.history.flatten(), second.target]).unique()
+        torch.manual_seed(3)
+        read = torch.cat([read, model.backbone.candidates(second, model.method.n_items).flatten()])
+        others = torch.ones(len(tables[0]), dtype=torch.bool)
+        others[read] = False
+        found[row_updates] = (tables[0] != tables[1])[others].any()
+    assert found[False] and not found[True]
+
+
+def test_row_updates_come_by_themselves_in_large_catalogues(parts, tmp_path, monkeypatch):
+    model, train, valid = parts
+    for limit, expected in ((model.method.n_items, False), (model.method.n_items - 1, True)):
+        monkeypatch.setattr(training, "MANY_ITEMS", limit)
+        fit(model, train, valid, tmp_path / str(limit), **FIT | {"epochs": 1})
+        assert model.row_updates is expected
+    fit(model, train, valid, tmp_path / "told", **FIT | {"epochs": 1, "row_updates": False})
+    assert model.row_updates is False
+
+
+def test_row_updates_go_on_where_they_were(tiny, tmp_path):
+    whole, ours = fitted(tiny, tmp_path / "whole", row_updates=True, epochs=4)
+    fitted(tiny, tmp_path / "parts", row_updates=True, epochs=2)
+    resumed, theirs = fitted(tiny, tmp_path / "parts", row_updates=True, epochs=4)
+    assert told(whole.history) == told(resumed.history) and same(weights(ours), weights(theirs))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_low_precision_is_near_and_leaves_float32_behind(pair, tiny):
+    spec = tiny(**chosen_for(*pair))
+    losses = []
+    for bf16 in (False, True):
+        model, train, _ = readied(spec)
+        model.bf16 = bf16
+        torch.manual_seed(3)
+        loss = model.train().loss(train.batch(torch.arange(50)))
+        loss.backward()
+        assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+        losses.append(loss.item())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_an_unknown_precision_is_refused(parts, tmp_path):
+    with pytest.raises(InputError, match="precision: 'fp8' is not bf16 or none"):
+        fit(*parts, tmp_path, **FIT, precision="fp8")
+
+
+# Fast kernels and plain ones
 
 
 @pytest.fixture
