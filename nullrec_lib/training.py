@@ -17,6 +17,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_json, write_tensors
 from nullrec_lib.kernels.lookup import Items, Table
+from nullrec_lib.kernels.row_adam import row_adam
 from nullrec_lib.methods.method import Method
 from nullrec_lib.progress import bar
 
@@ -117,37 +118,48 @@ class Optimiser:
         tables = [m for m in model.method.modules() if isinstance(m, nn.Embedding)]
         for table in tables:
             table.sparse = model.row_updates  # its gradient then holds the rows that were looked up, and no others
-        rows = [table.weight for table in tables if table.sparse]
-        dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in rows)]
+        self.lr, self.steps = lr, 0
+        self.rows = [table.weight for table in tables if table.sparse]
+        self.moments = [(torch.zeros_like(row), torch.zeros_like(row)) for row in self.rows]
+        dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in self.rows)]
         # Adam refuses an empty list, which a model frozen through and through has.
-        self.parts = [torch.optim.Adam(dense or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)]
-        self.parts += [torch.optim.SparseAdam(rows, lr=lr)] if rows else []
+        self.dense = torch.optim.Adam(dense or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad()
+        self.dense.zero_grad()
+        for table in self.rows:
+            table.grad = None
 
     def step(self) -> None:
-        for part in self.parts:
-            part.step()
+        self.dense.step()
+        self.steps += 1
+        for table, moments in zip(self.rows, self.moments):
+            if table.grad is not None:
+                gradient = table.grad
+                # A step looks its rows up once; a method's extra loss may look up some of them again.
+                if len(gradient._indices()[0].unique()) < gradient._nnz():
+                    gradient = gradient.coalesce()
+                row_adam(table, *moments, gradient._indices()[0], gradient._values(), self.lr, self.steps)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, flat: `part.parameter.field` → tensor."""
-        return {f"{number}.{index}.{name}": torch.as_tensor(value)
-                for number, part in enumerate(self.parts)
-                for index, state in part.state_dict()["state"].items() for name, value in state.items()}
+        """The state, flat."""
+        found = {"steps": torch.tensor(self.steps)}
+        found |= {f"rows.{index}.{name}": tensor for index, pair in enumerate(self.moments)
+                  for name, tensor in zip(("mean", "square"), pair)}
+        return found | {f"dense.{index}.{name}": tensor for index, state in self.dense.state_dict()["state"].items()
+                        for name, tensor in state.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        for number, part in enumerate(self.parts):
-            state: dict[int, dict[str, Any]] = {}
-            for place, value in tensors.items():
-                owner, index, name = place.split(".")
-                if owner == str(number):
-                    # SparseAdam counts its steps in a plain number.
-                    plain = name == "step" and isinstance(part, torch.optim.SparseAdam)
-                    state.setdefault(int(index), {})[name] = value.item() if plain else value
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+        self.steps, state = int(tensors["steps"]), {}
+        for place, tensor in tensors.items():
+            kind, _, rest = place.partition(".")
+            index, _, name = rest.partition(".")
+            if kind == "dense":
+                state.setdefault(int(index), {})[name] = tensor
+            elif kind == "rows":
+                self.moments[int(index)][name == "square"].copy_(tensor)
+        self.dense.load_state_dict({"state": state, "param_groups": self.dense.state_dict()["param_groups"]})
 
 
 def spread(table: Tensor) -> float:
@@ -184,9 +196,9 @@ def fit(
         batch_size: examples per step; the last step of an epoch takes what is left.
         epochs: at most.
         select: scoring protocol whose validation N@20 decides, one of `evaluation.PROTOCOLS`.
-        row_updates: Adam moves only the ID rows that a step looked up, and remembers nothing of the others in between
-            (torch's SparseAdam), so that a step costs the same whatever the number of items. Otherwise rows go on
-            moving by their momentum, as in the authors' code. None is True above `MANY_ITEMS` items.
+        row_updates: Adam moves only the ID rows that a step looked up (`kernels.row_adam`), so that a step costs the
+            same whatever the number of items. Otherwise rows go on moving by their momentum, as in the authors' code.
+            None is True above `MANY_ITEMS` items.
         precision: `bf16` runs matrix products in bfloat16 (weights, sums and kernels stay float32); None is float32.
 
     Raises:

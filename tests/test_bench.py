@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from nullrec_lib import bench
-from nullrec_lib.bench import case, cases, ceilings, engine, reference, report, timing
+from nullrec_lib.bench import case, cases, catalogue, ceilings, engine, reference, report, timing
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
 
@@ -43,7 +43,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(ceilings, "MATMULS", {"cpu": {True: 64}})
     monkeypatch.setattr(cases, "OPERATIONS", (operation(),))
     monkeypatch.setattr(cases, "NAMES", ("double",))
-    monkeypatch.setattr(bench, "NAMES", ("double", "engine", *engine.METHODS))
+    monkeypatch.setattr(bench, "NAMES", ("double", "catalogue", "engine", *engine.METHODS))
 
 
 # Cases
@@ -288,3 +288,12 @@ def test_a_failed_check_is_told_and_is_the_status(hasty, tmp_path, monkeypatch):
 def test_help_names_every_case():
     said = {parameter.name: parameter.help for parameter in get_command(app).commands["bench"].params}["only"]
     assert all(name in said for name in bench.NAMES)
+
+
+def test_a_step_by_the_number_of_items():
+    rows = catalogue.measure(3000, "cpu", 0.1)
+    assert [row["engine"] for row in rows] == ["all rows", "rows read"]
+    assert all(row["step_s"] > 0 and row["data"] == "3,000 made-up items" for row in rows)
+    text = report.text(pd.DataFrame(columns=report.RESULTS), pd.DataFrame(rows, columns=report.ENGINE).assign(
+        machine="m", torch="2", threads=1, date="d"), pd.DataFrame(columns=report.PROFILE))
+    assert "| 3,000 made-up items | base | rows read |" in text

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from nullrec_lib.bench import cases, engine, report
+from nullrec_lib.bench import cases, catalogue, engine, report
 from nullrec_lib.bench.case import measure
 from nullrec_lib.bench.ceilings import measure as measure_ceilings
 from nullrec_lib.bench.timing import cpu_threads
 from nullrec_lib.machine import choose_device, processor
 from nullrec_lib.progress import bar
 
-NAMES = (*cases.NAMES, "engine", *engine.METHODS)
-"""What `only` may name: kernels, one method's training, or all of it (`engine`)."""
+NAMES = (*cases.NAMES, "catalogue", "engine", *engine.METHODS)
+"""What `only` may name: kernels, a step by the number of items (`catalogue`), one method's training, or all of it
+(`engine`)."""
 SECONDS = {True: (0.5, 1.2), False: (3.0, 12.0)}
 """Quick or not → seconds to spend on the timing of one kernel at one shape, and of one method's steps."""
 
@@ -78,6 +79,10 @@ def run(
             notes += measured.notes
             _free(device)
             progress.update()
+        for n_items in catalogue.SIZES[quick] if "catalogue" in wanted else ():
+            progress.set_postfix_str(f"catalogue of {n_items:,}", refresh=False)
+            trained += catalogue.measure(n_items, device, engine_seconds)
+            _free(device)
         for name in methods:
             progress.set_postfix_str(f"training {name}", refresh=False)
             prepared = engine.prepare_case(name, device, data, keep, **fields)

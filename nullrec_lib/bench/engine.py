@@ -15,7 +15,7 @@ from nullrec_lib.data.examples import Examples
 from nullrec_lib.evaluation import rank_all
 from nullrec_lib.experiments import build, prepare
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import Recommender, Scorer
+from nullrec_lib.training import Optimiser, Recommender, Scorer
 
 METHODS = {
     **{name: {"method": name} for name in ("alphafuse", "base", "morec", "unisrec", "rlmrec-con", "llm-esr")},
@@ -37,17 +37,12 @@ training examples, and 3,723 in the evaluation; toys 95,335 and 11,813. dreamrec
 its evaluation is the sampled one. Not taken in the run that they stand beside: orders of magnitude."""
 
 
-def optimiser_of(model: Recommender, lr: float) -> torch.optim.Optimizer:
-    """The optimiser that `training.fit` uses."""
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
-
-
 class Ours:
     """The steps of our engine, epoch after epoch, as `training.fit` makes them."""
 
     def __init__(self, model: Recommender, train: Examples, batch_size: int, lr: float):
         self.model, self.train, self.batch_size = model, train, batch_size
-        self.optimiser = optimiser_of(model, lr)
+        self.optimiser = Optimiser(model, lr)
         self.batches: list[torch.Tensor] = []
 
     def step(self) -> None:
