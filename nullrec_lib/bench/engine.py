@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -85,13 +86,14 @@ def prepare_case(name: str, device: str, data: str = "shop", keep: str | None = 
     return Prepared(spec, model, train, valid, reference.like(model) if name in reference.KINDS else None)
 
 
-def measure(name: str, case: Prepared, device: str, seconds: float) -> list[dict[str, Any]]:
+def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bool = False) -> list[dict[str, Any]]:
     """One row per engine (`nullrec`, and `reference` where there is one): seconds of a step, an epoch and an
     evaluation of the validation part, taken in turns; peak memory of a step.
 
     Ours ranks under two protocols in one pass, the reference under one.
 
     Args:
+        compiled: the reference also through `torch.compile`, whose compilation is not counted.
         seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
     """
     spec, state = case.spec, torch.random.get_rng_state()
@@ -101,6 +103,11 @@ def measure(name: str, case: Prepared, device: str, seconds: float) -> list[dict
         train, valid = reference.as_lists(case.train), reference.as_lists(case.valid)
         theirs = reference.Trainer(case.reference, train, spec.batch_size, spec.negatives, spec.lr)
         steps = {"reference": theirs.step} | steps
+        if compiled:
+            faster = copy.deepcopy(case.reference)
+            faster.loss = torch.compile(faster.loss)
+            steps["reference, compiled"] = reference.Trainer(faster, train, spec.batch_size, spec.negatives,
+                                                             spec.lr).step
         evaluations = {"reference": lambda: reference.evaluate(case.reference, valid)} | evaluations
     memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
     timings = take_turns(steps, seconds, device)
@@ -112,7 +119,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float) -> list[dict
         {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
          "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s,
          "epoch_s": timing.median_s * count, "epoch_p20_s": timing.p20_s * count, "epoch_p80_s": timing.p80_s * count,
-         "repeats": timing.repeats, "evaluation_s": evaluated[engine].median_s, "peak_mb": memory[engine],
+         "repeats": timing.repeats, "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
          "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
         for engine, timing in timings.items()
