@@ -51,12 +51,13 @@ class Recommender(nn.Module):
         return loss if extra is None else loss + extra
 
     def _items(self, batch: Batch, candidates: Tensor | None) -> Items:
-        """The method's rows for one step, each computed once however often it is looked up: those of all items
-        where they are few or free, else those of the distinct ids that the step reads."""
+        """The method's rows for one step, each computed once however often it is looked up: those of all items where
+        they are few or free, else those of the distinct ids that the step reads. Of twice as many look-ups as there
+        are items seven in eight items are met; then finding out which costs more than computing the rest."""
         method = self.method
         read = [ids.flatten() for ids in method.reads(batch)]
         read = None if candidates is None else torch.cat([*read, candidates.flatten()])
-        if read is None or not self.row_updates and (method.whole or method.n_items <= len(read)):
+        if read is None or not self.row_updates and (method.whole or 2 * method.n_items <= len(read)):
             return Items(method.rows())
         distinct = read.unique()
         distinct = distinct[distinct < method.n_items]

@@ -395,9 +395,9 @@ def test_a_table_is_computed_whole_where_a_step_would_read_most_of_it_anyway(tin
     batch = examples.batch(torch.arange(3))
     assert model._items(batch, batch.target[:, None]).ids is not None
     assert model._items(batch, None).ids is None  # all items are candidates
-    # 3 · (4 + 1) looked up in the histories and as targets
-    for candidates, all_rows in ((104, False), (105, True)):
-        drawn = torch.arange(candidates)[None]
+    # 3 · (4 + 1) looked up in the histories and as targets, 120 items: the whole table from 240 look-ups on
+    for candidates, all_rows in ((224, False), (225, True)):
+        drawn = torch.arange(candidates)[None] % 120
         assert (model._items(batch, drawn).ids is None) == all_rows, candidates
 
 
