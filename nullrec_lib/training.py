@@ -13,7 +13,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nullrec_lib.data.examples import Batch, Examples
-from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_json, write_tensors
 from nullrec_lib.kernels.lookup import Items, Table
@@ -30,7 +29,10 @@ class Recommender(nn.Module):
     def __init__(self, method: Method, backbone: nn.Module):
         super().__init__()
         self.method, self.backbone = method, backbone
-        self.row_updates, self.bf16 = False, False
+        self.row_updates = False
+        """A step looks its ID rows up, so that their gradients are of these rows alone. See `fit`."""
+        self.bf16 = False
+        """Products of training steps in bfloat16. See `fit`."""
 
     def states(self, batch: Batch, items: Items) -> Tensor:
         """(B, d): what the backbone makes of the method's views of the histories."""
@@ -55,13 +57,14 @@ class Recommender(nn.Module):
         they are few or free, else those of the distinct ids that the step reads. Of twice as many look-ups as there
         are items seven in eight items are met; then finding out which costs more than computing the rest."""
         method = self.method
-        read = [ids.flatten() for ids in method.reads(batch)]
-        read = None if candidates is None else torch.cat([*read, candidates.flatten()])
-        if read is None or not self.row_updates and (method.whole or 2 * method.n_items <= len(read)):
+        if candidates is None or method.whole and not self.row_updates:
+            return Items(method.rows())
+        read = torch.cat([ids.flatten() for ids in (*method.reads(batch), candidates)])
+        if 2 * method.n_items <= len(read) and not self.row_updates:
             return Items(method.rows())
         distinct = read.unique()
         distinct = distinct[distinct < method.n_items]
-        return Items(method.rows(distinct), distinct)
+        return Items(method.rows(distinct), distinct, method.n_items)
 
     def parameter_counts(self) -> dict[str, int]:
         """`params_trainable`, and `params_total` with the frozen item tables that the model carries.
@@ -137,7 +140,8 @@ class Optimiser:
         for table, moments in zip(self.rows, self.moments):
             if table.grad is not None:
                 gradient = table.grad
-                # A step looks its rows up once; a method's extra loss may look up some of them again.
+                # A step looks its rows up once; a method's extra loss may look up some of them again. Looking for
+                # repeats costs a sort of ids, to coalesce in vain would cost a copy of all rows besides.
                 if len(gradient._indices()[0].unique()) < gradient._nnz():
                     gradient = gradient.coalesce()
                 row_adam(table, *moments, gradient._indices()[0], gradient._values(), self.lr, self.steps)
@@ -200,15 +204,13 @@ def fit(
         row_updates: Adam moves only the ID rows that a step looked up (`kernels.row_adam`), so that a step costs the
             same whatever the number of items. Otherwise rows go on moving by their momentum, as in the authors' code.
             None is True above `MANY_ITEMS` items.
-        precision: `bf16` runs matrix products in bfloat16 (weights, sums and kernels stay float32); None is float32.
+        precision: `bf16` runs matrix products in bfloat16; weights, the CPU kernels and all of evaluation stay float32.
+            None is float32 throughout.
 
     Raises:
-        InputError: an unknown precision.
-        FloatingPointError: the loss or a score is not finite.
+        FloatingPointError: the loss is not finite, or a score is NaN.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if precision not in (None, "bf16"):
-        raise InputError(f"precision: {precision!r} is not bf16 or none.")
     model.bf16 = precision == "bf16"
     model.row_updates = model.method.n_items > MANY_ITEMS if row_updates is None else row_updates
     optimiser = Optimiser(model, lr)

@@ -18,6 +18,7 @@ from nullrec_lib.experiments import build, prepare, run
 from nullrec_lib.kernels import attend, dropout, infonce, lookup
 from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.methods import METHODS, runs_on
+from nullrec_lib.spec import Spec
 from nullrec_lib.training import CHECKPOINT, HISTORY, Optimiser, Scorer, fit
 
 FIT = dict(lr=1e-3, batch_size=256, epochs=3, patience=9, select="authors", seed=5)
@@ -483,9 +484,18 @@ def test_low_precision_is_near_and_leaves_float32_behind(pair, tiny):
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_an_unknown_precision_is_refused(parts, tmp_path):
-    with pytest.raises(InputError, match="precision: 'fp8' is not bf16 or none"):
-        fit(*parts, tmp_path, **FIT, precision="fp8")
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InputError, match="precision: 'fp8' is not one of none, bf16"):
+        Spec(precision="fp8")
+
+
+def test_an_item_that_no_step_announced_is_not_taken_for_another(tiny):
+    model, train, _ = readied(tiny(**chosen_for("morec")))
+    items = Items(model.method.rows(torch.tensor([1, 4, 7])), torch.tensor([1, 4, 7]), 120)
+    assert items.place(torch.tensor([[7, 1], [120, 4]])).tolist() == [[2, 0], [3, 1]]
+    for unknown in (0, 2, 8, 119):
+        with pytest.raises(RuntimeError, match="does not name"):
+            items.place(torch.tensor([1, unknown]))
 
 
 # Fast kernels and plain ones

@@ -30,7 +30,7 @@ class Dropping(nn.Module):
         return self.dropout if self.training else 0.0
 
     def drop(self, x: Tensor) -> Tensor:
-        return dropout(x.float(), self.p, draw_seed()) if self.p else x
+        return dropout(x, self.p, draw_seed()) if self.p else x
 
 
 class Block(Dropping):
@@ -74,7 +74,7 @@ class Block(Dropping):
         q = self.query(normed).view(B, H, -1)
         asked = (q.transpose(0, 1) @ self.key.weight.view(H, -1, d)).transpose(0, 1)
         seed = draw_seed() if self.p else 0
-        pooled, sums = attend(asked.float(), x, mask, (d // H) ** -0.5, self.p, seed)
+        pooled, sums = attend(asked.to(x.dtype), x, mask, (d // H) ** -0.5, self.p, seed)
         attended = (pooled.transpose(0, 1) @ self.value.weight.view(H, -1, d).transpose(1, 2)).transpose(0, 1)
         attended = attended + sums[..., None] * self.value.bias.view(H, -1)
         return self._feed_forward(normed + attended.reshape(B, d))

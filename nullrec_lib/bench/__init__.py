@@ -65,8 +65,18 @@ def run(
     chosen = cases.cases(device, quick, tuple(wanted))
     methods = [name for name in engine.METHODS if wanted & {name, "engine"}]
     kernel_seconds, engine_seconds = SECONDS[quick]
+    catalogues = catalogue.SIZES[quick] if "catalogue" in wanted else ()
     results, trained, profiled, failures, notes = [], [], [], [], []
-    with cpu_threads(threads), bar(what="bench", total=len(chosen) + len(methods), unit="case") as progress:
+    machine = processor(device)
+    about = {"machine": machine, "torch": torch.__version__, "threads": threads,
+             "date": datetime.date.today().isoformat()}
+    folder = Path(report_dir) / (report.slug(machine) + ("-quick" if quick else ""))
+
+    def save() -> None:
+        report.write(folder, *([about | row for row in rows] for rows in (results, trained, profiled)))
+
+    count = len(chosen) + len(catalogues) + len(methods)
+    with cpu_threads(threads), bar(what="bench", total=count, unit="case") as progress:
         if methods:  # wrong data shall fail now, not after minutes
             engine.prepare_case(methods[0], device, data, keep, **fields)
         ceilings = measure_ceilings(device, quick)
@@ -79,24 +89,23 @@ def run(
             notes += measured.notes
             _free(device)
             progress.update()
-        for n_items in catalogue.SIZES[quick] if "catalogue" in wanted else ():
+        save()  # what comes next takes minutes, and may fail
+        for n_items in catalogues:
             progress.set_postfix_str(f"catalogue of {n_items:,}", refresh=False)
             trained += catalogue.measure(n_items, device, engine_seconds)
             _free(device)
+            progress.update()
         for name in methods:
             progress.set_postfix_str(f"training {name}", refresh=False)
             prepared = engine.prepare_case(name, device, data, keep, **fields)
             trained += engine.measure(name, prepared, device, engine_seconds, compiled=not quick)
             profiled += [{"data": data, "keep": keep} | row for row in engine.step_profile(name, prepared, device)]
+            save()
             del prepared
             _free(device)
             progress.update()
-    machine = processor(device)
-    about = {"machine": machine, "torch": torch.__version__, "threads": threads,
-             "date": datetime.date.today().isoformat()}
-    results, trained, profiled = ([about | row for row in rows] for rows in (results, trained, profiled))
-    folder = Path(report_dir) / (report.slug(machine) + ("-quick" if quick else ""))
-    report.write(folder, results, trained, profiled)
+    save()
+    results, trained = ([about | row for row in rows] for rows in (results, trained))
     return Bench(folder, results, trained, failures, list(dict.fromkeys(notes)))
 
 

@@ -93,8 +93,8 @@ def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bo
     Ours ranks under two protocols in one pass, the reference under one.
 
     Args:
-        compiled: the reference also through `torch.compile`, whose compilation is not counted.
         seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
+        compiled: the reference also through `torch.compile`, whose compilation is not counted.
     """
     spec, state = case.spec, torch.random.get_rng_state()
     ours = Ours(case.model, case.train, spec.batch_size, spec.lr)
@@ -119,7 +119,8 @@ def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bo
         {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
          "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s,
          "epoch_s": timing.median_s * count, "epoch_p20_s": timing.p20_s * count, "epoch_p80_s": timing.p80_s * count,
-         "repeats": timing.repeats, "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
+         "repeats": timing.repeats,
+         "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
          "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
         for engine, timing in timings.items()

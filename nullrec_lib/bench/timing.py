@@ -125,23 +125,8 @@ def cpu_threads(count: int) -> Iterator[None]:
         raise InputError(f"threads: {count} is below 1.")
     before = torch.get_num_threads()
     try:
-        with threadpool_limits(count), _numba_threads(count):
-            torch.set_num_threads(count)  # last: Numba's first look at its threads gives torch all cores
+        with threadpool_limits(count):
+            torch.set_num_threads(count)
             yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _numba_threads(count: int) -> Iterator[None]:
-    try:
-        import numba
-    except ModuleNotFoundError:  # then no kernel of ours uses its threads
-        yield
-        return
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from nullrec_lib.kernels.cpu import FAST, compiled
 from nullrec_lib.kernels.dropout_cpu import halves, keeps
 
-FAST = {"reassoc", "contract", "nsz"}
-"""Sums may be reordered; infinities and NaN keep their meaning."""
 
-
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, weights):
     """`weights` (B, H, L) are those before dropout."""
     B, H, d = queries.shape
@@ -46,7 +43,7 @@ def _forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, we
             sums[b, h] = summed
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _backward(queries, x, mask, scale, low, high, limit, factor, weights, of_pooled, of_sums, to_queries, to_x):
     B, H, d = queries.shape
     L = x.shape[1]

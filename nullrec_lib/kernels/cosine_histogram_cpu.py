@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from nullrec_lib.kernels.cpu import compiled
 
 TILE = 512
 """Rows and columns of a tile: 1 MiB of cosines."""
@@ -30,7 +31,7 @@ def count(unit: Tensor, bins: int) -> Tensor:
     return torch.from_numpy(counts.sum(axis=0))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count(tile, diagonal, places, counts):
     """Add the cosines of a tile (m, n) to counts (LANES, bins); of one on the diagonal only those above it."""
     height, width = tile.shape

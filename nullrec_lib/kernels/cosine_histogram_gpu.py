@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nullrec_lib.kernels.lookup_gpu import on
+
 TILE, DEPTH = 64, 32
 """Rows and columns of a program's tile, and how many dimensions are multiplied at a time."""
 
@@ -17,7 +19,8 @@ def count(unit: Tensor, bins: int, tile: int = TILE) -> Tensor:
     counts = torch.zeros(bins, dtype=torch.int64, device=unit.device)
     tiles = triton.cdiv(n, tile)
     room = max(triton.next_power_of_2(bins + 1), 64)  # one place more than bins at least: for what is not a pair
-    _count[(tiles, tiles)](unit, counts, n, d, bins, TILE=tile, DEPTH=DEPTH, ROOM=room)
+    with on(unit):
+        _count[(tiles, tiles)](unit, counts, n, d, bins, TILE=tile, DEPTH=DEPTH, ROOM=room)
     return counts
 
 

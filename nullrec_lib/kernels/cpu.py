@@ -1,4 +1,4 @@
-"""What the CPU kernels share: rows of a table are fetched ahead of their use.
+"""What the CPU kernels share: how they are compiled and kept, and rows of a table fetched ahead of their use.
 
 They run on one thread. Products run on as many as torch has, but at the sizes of a training step a second thread costs
 more than it gives, and two runs side by side use two cores better than one run does.
@@ -6,10 +6,43 @@ more than it gives, and two runs side by side use two cores better than one run 
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
+from typing import Callable
+
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+_SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+_FOLDER = Path(os.environ.get("NULLREC_CACHE") or Path.home() / ".cache" / "nullrec") / "kernels"
+_COMPILED = str(_FOLDER / hashlib.sha256(_SOURCES).hexdigest()[:12])
+
+
+def compiled(**options) -> Callable:
+    """Decorator: compile with Numba when first called, release the interpreter while running, keep the machine code.
+
+    It is kept under a hash of all kernels' sources. Numba would look at the function's own file alone, and go on with
+    old code after a change to a constant or an inlined function of another.
+
+    Args:
+        options: further ones of `numba.njit`.
+    """
+
+    def compile(function: Callable) -> Callable:
+        before, config.CACHE_DIR = config.CACHE_DIR, _COMPILED
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return compile
+
+
+FAST = {"reassoc", "contract", "nsz"}
+"""Option `fastmath` of kernels that add up: sums may be reordered; infinities and NaN keep their meaning."""
 
 AHEAD = 6
 """Rows between a fetch and its use: a table's rows are read in random order, which no hardware foresees."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nullrec_lib.kernels.dispatch import choose
 
@@ -45,14 +46,18 @@ def dropout_naive(x: Tensor, p: float, seed: int) -> Tensor:
 
 def dropout(x: Tensor, p: float, seed: int, impl: str = "auto") -> Tensor:
     """x (…) float32 → the same shape; each element is dropped with probability p in [0, 1), the others divided by
-    1-p. p = 0 is the identity.
+    1-p. p = 0 is the identity. What is bfloat16 comes back as float32.
 
     Args:
         seed: see `draw_seed`; the same seed drops the same places.
-        impl: see `dispatch.choose`; a GPU uses the naive form, which is a few passes over x.
+        impl: see `dispatch.choose`. On a GPU `auto` is torch's own dropout, which is fast there and has seeds of its
+            own (torch.manual_seed sets them).
     """
     if p == 0:
         return x
+    x = x.float() if x.dtype == torch.bfloat16 else x
+    if impl == "auto" and x.is_cuda:
+        return F.dropout(x, p)
     if choose(impl, x) == "cpu":
         from nullrec_lib.kernels.dropout_cpu import Dropout
 

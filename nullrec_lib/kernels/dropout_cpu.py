@@ -7,6 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from nullrec_lib.kernels.cpu import compiled
 from nullrec_lib.kernels.dropout import FIRST, ODD, SECOND, threshold
 
 _ODD, _FIRST, _SECOND = np.uint32(ODD), np.uint32(FIRST), np.uint32(SECOND)
@@ -27,7 +28,7 @@ def halves(p: float, seed: int) -> tuple[np.uint32, np.uint32, np.uint32, np.flo
     return np.uint32(seed & word), np.uint32(seed >> 32 & word), np.uint32(threshold(p)), np.float32(1 / (1 - p))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _masked(x, low, high, limit, scale, out):
     for i in range(x.size):
         out[i] = x[i] * scale if keeps(i, low, high, limit) else np.float32(0)

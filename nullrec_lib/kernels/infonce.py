@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.dispatch import choose
 from nullrec_lib.kernels.lookup import Table, gather
 
@@ -29,7 +30,12 @@ def infonce(table: Table, states: Tensor, ids: Tensor, temperature: float, impl:
         ids: (B, 1 + negatives) int64, the target first; no padding.
         temperature: τ > 0.
         impl: see `dispatch.choose`.
+
+    Raises:
+        InputError: states of another width than the table.
     """
+    if states.shape[1] != table.width:
+        raise InputError(f"states: width {states.shape[1]} is not the table's {table.width}.")
     impl = choose(impl, states)
     if impl == "naive":
         return infonce_naive(table, states, ids, temperature)

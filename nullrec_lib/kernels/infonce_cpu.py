@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from nullrec_lib.kernels.cpu import AHEAD, prefetch
+from nullrec_lib.kernels.cpu import AHEAD, FAST, compiled, prefetch
 from nullrec_lib.kernels.infonce import EPSILON
 from nullrec_lib.kernels.lookup_cpu import EMPTY
 
 _EPSILON = np.float32(EPSILON)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_candidate, to_length):
     """Losses (B,), and what the backward pass needs, per unit of upstream gradient to the *sum* of losses:
     ∂/∂q in `to_states`, and for candidate c the factors of ∂/∂c = a·q − s·c in `to_candidate` and `to_length`.
@@ -81,7 +80,7 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
             own[k] -= along * q[k]
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath=FAST)
 def _backward(trained, frozen, states, ids, to_candidate, to_length, scale, to_trained):
     """Scatter scale·(a·q − s·c). The second term is the same vector at all of an item's places: their s are summed
     before."""

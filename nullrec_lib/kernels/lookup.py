@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.dispatch import choose
 from nullrec_lib.kernels.dropout import dropout_naive
 
@@ -27,6 +28,7 @@ class Table(NamedTuple):
 
     @property
     def width(self) -> int:
+        """d."""
         return (self.trained if self.frozen is None else self.frozen).shape[1]
 
 
@@ -58,17 +60,21 @@ class Tokens(NamedTuple):
 class Items:
     """The item vectors that one step reads: rows of all items, or only of those that it looks up."""
 
-    def __init__(self, table: Table, ids: Tensor | None = None):
-        """A table whose row i is item i, or with `ids` (ascending, distinct, no padding) item ids[i]."""
-        self.table, self.ids = table._replace(trained=table.trained.float()), ids
+    def __init__(self, table: Table, ids: Tensor | None = None, n_items: int | None = None):
+        """A table whose row i is item i, or with `ids` (ascending, distinct, no padding) item ids[i] of `n_items`."""
+        self.table, self.ids, self.n_items = table._replace(trained=table.trained.float()), ids, n_items
 
     def place(self, ids: Tensor) -> Tensor:
-        """Item ids (…) → rows of the table; the padding id stays padding."""
+        """Item ids (…) → rows of the table; the padding id stays padding.
+
+        Raises:
+            RuntimeError: an id that is not among those of the table (on a GPU, the assertion comes later).
+        """
         if self.ids is None:
             return ids
         place = torch.searchsorted(self.ids, ids)
         # Another item's row would go unnoticed.
-        known = (self.ids[place.clamp(max=len(self.ids) - 1)] == ids) | (place == len(self.ids))
+        known = (self.ids[place.clamp(max=len(self.ids) - 1)] == ids) | (ids == self.n_items)
         torch._assert_async(known.all(), "an item is looked up that Method.reads does not name")
         return place
 
@@ -107,7 +113,13 @@ def lookup(
 
     Returns: (B, L, d) float32. The gradient goes to `positions` and to `table.trained` only, whose rows it touches
         where ids point; the frozen columns cost the backward pass nothing.
+
+    Raises:
+        InputError: more tokens than positions, or positions of another width than the table.
     """
+    if ids.shape[1] > len(positions) or positions.shape[1] != table.width:
+        shape = tuple(positions.shape)
+        raise InputError(f"positions: {shape} do not fit {ids.shape[1]} tokens of width {table.width}.")
     impl = choose(impl, table.trained)
     if impl == "naive":
         return lookup_naive(table, ids, positions, p, seed)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from nullrec_lib.kernels.cpu import AHEAD, prefetch
+from nullrec_lib.kernels.cpu import AHEAD, compiled, prefetch
 from nullrec_lib.kernels.dropout_cpu import halves, keeps
 
 EMPTY = np.zeros((0, 0), np.float32)
 """Stands for a frozen part that is not there."""
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out):
     B, L, d = out.shape
     start = d - trained.shape[1]
@@ -46,7 +45,7 @@ def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out
                     row[k] = row[k] * scale if keeps(place + np.uint32(k), low, high, limit) else np.float32(0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _backward(gradient, size, ids, low, high, limit, scale, to_trained, to_positions):
     B, L, d = gradient.shape
     start = d - to_trained.shape[1]
@@ -91,8 +90,11 @@ class Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (ids,) = ctx.saved_tensors
-        to_trained, to_positions = (torch.zeros(shape) for shape in ctx.shapes)
+        (rows, n), positions = ctx.shapes
+        # Without columns where nothing of the table is trained: a gradient of all of it would be made for nobody.
+        to_trained = torch.zeros(rows, n if ctx.needs_input_grad[0] else 0)
+        to_positions = torch.zeros(positions)
         newest = to_positions[len(to_positions) - ids.shape[1] :]
         _backward(gradient.contiguous().numpy(), ctx.size, ids.contiguous().numpy(), *ctx.dropping,
                   to_trained.numpy(), newest.numpy())
-        return to_trained, None, None, None, to_positions, None, None
+        return to_trained if ctx.needs_input_grad[0] else None, None, None, None, to_positions, None, None

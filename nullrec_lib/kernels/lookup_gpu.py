@@ -101,7 +101,7 @@ def forward_kernel(
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     id = tl.load(ids + token, mask=token < tokens, other=size)
-    valid = (id >= 0) & (id < size)
+    valid = id < size
     inside = valid[:, None] & (column < d)[None, :]
     x = read_rows(trained, frozen, id, valid, column, d, n)
     x += tl.load(positions + (first + token % length)[:, None] * d + column[None, :], mask=inside, other=0.0)
@@ -137,7 +137,7 @@ def positions_kernel(
         token = row.to(tl.int64) * length + at
         id = tl.load(ids + token, mask=row < batch, other=size)
         place = token[:, None] * d + column[None, :]
-        inside = ((id >= 0) & (id < size))[:, None] & (column < d)[None, :]
+        inside = (id < size)[:, None] & (column < d)[None, :]
         g = tl.load(gradient + place, mask=inside, other=0.0)
         if DROP:
             g = tl.where(kept(place, low, high, threshold), g * scale, 0.0)

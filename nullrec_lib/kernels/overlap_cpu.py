@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
+from nullrec_lib.kernels.cpu import compiled
 from nullrec_lib.kernels.overlap import Queries
 
 
@@ -26,7 +26,7 @@ def neighbours(users: Tensor, items: Tensor, k: int, queries: Queries | None) ->
     return ids, score
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _grouped(keys, values, count):
     """Values in the order of their keys 0…count-1, and where each key's values start: (count+1,), (n,)."""
     offsets = np.zeros(count + 1, np.int64)
@@ -40,7 +40,7 @@ def _grouped(keys, values, count):
     return offsets, grouped
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _inverted(offsets, items, n_items):
     """Each item's distinct users, ascending, from each user's items: starts (I+1,), users (pairs,)."""
     seen = np.full(n_items, -1, np.int64)  # the last user who had the item: users come in order
@@ -62,7 +62,7 @@ def _inverted(offsets, items, n_items):
     return starts, users
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _search(starts, lists, n_users, n_items, asked, wanted, own, ids, score):
     """Fill ids and score (Q, k), which come filled with -1 and 0."""
     k = ids.shape[1]
@@ -101,7 +101,7 @@ def _search(starts, lists, n_users, n_items, asked, wanted, own, ids, score):
             score[q, rank] = best[rank] // n_users / size
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _rise(heap, place, key):
     """Put a key into the free last place of a heap with its smallest key first."""
     while place > 0 and heap[(place - 1) // 2] > key:
@@ -110,7 +110,7 @@ def _rise(heap, place, key):
     heap[place] = key
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sink(heap, key):
     """Put a key into the heap in place of its smallest."""
     place = 0

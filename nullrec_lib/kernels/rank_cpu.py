@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
+
+from nullrec_lib.kernels.cpu import compiled
 
 ROWS = TILE = 512
 """Users and items of a product: its 1 MB of scores stay in the second-level cache until they are counted."""
@@ -77,7 +78,7 @@ def provisional(block: Tensor, items: Tensor, target: Tensor) -> Tensor:
     return (block @ wanted.T).diagonal()[: len(target)].contiguous()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_tile(
     scores, first, begin, end, factor, summand, target, against, own, hidden, place, authors, consistent, nan
 ):

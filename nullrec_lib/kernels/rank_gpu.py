@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nullrec_lib.kernels.lookup_gpu import on
+
 BLOCK, WIDE = 64, 32
 """Users, and items, of a product; columns of it in hand at once."""
 
@@ -27,10 +29,11 @@ def count(
     found = torch.zeros(3, B, len(starts), dtype=torch.int32, device=items.device)
     if B:
         # Product and sum are rounded one by one, as torch does: no fused multiply-add of factor and summand.
-        _count[blocks, len(starts)](
-            queries, items, target, factor, summand, hidden, place, found, B, n, hidden.shape[1], queries.shape[1],
-            share, BLOCK=BLOCK, WIDE=WIDE, enable_fp_fusion=False,
-        )
+        with on(items):
+            _count[blocks, len(starts)](
+                queries, items, target, factor, summand, hidden, place, found, B, n, hidden.shape[1], queries.shape[1],
+                share, BLOCK=BLOCK, WIDE=WIDE, enable_fp_fusion=False,
+            )
     authors, consistent, nan = found.sum(dim=2)
     return authors, consistent, nan > 0
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from nullrec_lib.kernels.cpu import AHEAD, prefetch
+from nullrec_lib.kernels.cpu import AHEAD, compiled, prefetch
 from nullrec_lib.kernels.row_adam import BETAS, EPSILON
 
 
@@ -17,7 +16,7 @@ def update(table, mean, square, ids, gradient, lr: float, step: int) -> None:
     _update(table, mean, square, ids, gradient, *numbers)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _update(table, mean, square, ids, gradient, first, second, size, root, epsilon):
     for u in range(len(ids)):
         ahead = ids[min(u + AHEAD, len(ids) - 1)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.dispatch import choose
 from nullrec_lib.kernels.infonce import EPSILON
 from nullrec_lib.kernels.lookup import Table, gather
@@ -26,7 +27,12 @@ def full_softmax(table: Table, states: Tensor, target: Tensor, temperature: floa
         target: (B,) int64.
         temperature: τ > 0.
         impl: see `dispatch.choose`.
+
+    Raises:
+        InputError: states of another width than the table.
     """
+    if states.shape[1] != table.width:
+        raise InputError(f"states: width {states.shape[1]} is not the table's {table.width}.")
     impl = choose(impl, states)
     if impl == "naive":
         return full_softmax_naive(table, states, target, temperature)

@@ -85,7 +85,8 @@ class LLMESR(Method):
         return torch.cat([self.id(ids), adapted], dim=-1)
 
     def reads(self, batch: Batch) -> list[Tensor]:
-        return super().reads(batch) + [self.histories[rows] for rows in batch.context.values()]
+        similar = batch.context.get("similar")
+        return super().reads(batch) + ([] if similar is None else [self.histories[similar]])
 
     def views(self, batch: Batch, items: Items) -> list[Tokens]:
         mask = batch.history != self.n_items
@@ -141,5 +142,5 @@ class CrossAttention(nn.Module):
         ask = heads(self.query.weight).transpose(1, 2) @ heads(self.key.weight)  # (H, d, d)
         tell = self.output.weight.view(d, HEADS, -1).transpose(0, 1) @ heads(self.value.weight)
         queries = asking @ ask.transpose(0, 1).reshape(d, HEADS * d)
-        pooled, _ = attend(queries.float().view(B, L * HEADS, d), told, mask, (d // HEADS) ** -0.5)
+        pooled, _ = attend(queries.to(told.dtype).view(B, L * HEADS, d), told, mask, (d // HEADS) ** -0.5)
         return F.linear(pooled.view(B, L, HEADS * d), tell.transpose(0, 1).reshape(d, HEADS * d), self.output.bias)
