@@ -175,22 +175,34 @@ def top_k(
         if similarity is not None:
             scores.mul_(similarity[0][begin : begin + tile]).add_(similarity[1][begin : begin + tile])
         stop_at_nan(scores.isnan().any(dim=1))
-        # One integer that orders by score, then by smaller id. Bits of positive floats order as integers, those of
-        # negative ones the other way round; adding 0 makes -0 the 0 that it equals.
-        bits = scores.add_(0.0).view(torch.int32)
-        order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
         ids = torch.arange(begin, begin + scores.shape[1], device=queries.device)
-        keys = order << 32 | 0xFFFFFFFF - ids
-        if hidden is not None:
+        gone = None
+        if hidden is not None:  # with a column for those that are not in this tile
             inside = (hidden >= begin) & (hidden < begin + len(ids))
-            keys = torch.cat([keys, keys[:, :1]], dim=1)  # a column for those that are not in this tile
-            keys = keys.scatter_(1, torch.where(inside, hidden - begin, len(ids)), nothing)[:, :-1]
+            gone = scores.new_zeros(len(scores), len(ids) + 1, dtype=torch.bool)
+            gone = gone.scatter_(1, torch.where(inside, hidden - begin, len(ids)), True)[:, :-1]
+        shown = scores if gone is None else scores.masked_fill(gone, float("-inf"))
+        values, place = shown.topk(min(k, len(ids)), dim=1)
+        keys = _keys(values, ids[place])
+        # Of equal scores at the end topk takes any, and a hidden item looks like one that scores -inf.
+        unsure = ((shown >= values[:, -1:]).sum(dim=1) > keys.shape[1]) | values[:, -1].isneginf()
+        if bool(unsure.any()):
+            every = _keys(scores[unsure], ids.expand(int(unsure.sum()), -1))
+            every = every if gone is None else every.masked_fill(gone[unsure], nothing)
+            keys[unsure] = every.topk(keys.shape[1], dim=1).values
         best = torch.cat([best, keys], dim=1)
         best = best.topk(min(k, best.shape[1]), dim=1).values
     order = (best >> 32).int()
     scores = torch.where(order < 0, order ^ 0x7FFFFFFF, order).view(torch.float32)
     left = best > nothing
     return torch.where(left, 0xFFFFFFFF - (best & 0xFFFFFFFF), n), scores.masked_fill(~left, float("-inf"))
+
+
+def _keys(scores: Tensor, ids: Tensor) -> Tensor:
+    """One int64 for each score, that orders by score, then by smaller id. Bits of positive floats order as integers,
+    those of negative ones the other way round; adding 0 makes -0 the 0 that it equals."""
+    bits = (scores + 0.0).view(torch.int32)
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32 | 0xFFFFFFFF - ids
 
 
 def _check(queries: Tensor, items: Tensor, similarity: tuple[Tensor, Tensor] | None, hidden: Tensor | None) -> None:
