@@ -235,7 +235,7 @@ def test_a_quick_run_from_end_to_end(hasty, encoder, tmp_path):
     assert list(results) == report.RESULTS and set(results["variant"]) >= {"copy", "product float32", "naive", "cpu"}
     assert results["median_s"].notna().all() and set(results["threads"]) == {1}
     trained = pd.read_csv(found.folder / "engine.csv")
-    assert list(trained) == report.ENGINE and list(trained["engine"]) == ["reference", "nullrec"]
+    assert list(trained) == report.ENGINE and list(trained["engine"]) == ["reference", "nullrec", "nullrec, bf16"]
     assert (trained["epoch_s"] / trained["step_s"] / trained["steps"]).tolist() == pytest.approx([1, 1], rel=1e-4)
     profiled = pd.read_csv(found.folder / "profile.csv")
     assert list(profiled) == report.PROFILE and 0 < profiled["share"].sum() <= 1

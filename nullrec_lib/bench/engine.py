@@ -101,7 +101,7 @@ def prepare_case(name: str, device: str, data: str = "shop", keep: str | None = 
 
 
 def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bool = False) -> list[dict[str, Any]]:
-    """One row per engine (`nullrec`, and `reference` where there is one): seconds of a step, an epoch and an
+    """One row per engine (`nullrec`, also in low precision, and `reference` where there is one): seconds of a step, an epoch and an
     evaluation of the validation part, taken in turns; peak memory of a step.
 
     Ours ranks under two protocols in one pass, the reference under one.
@@ -112,7 +112,10 @@ def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bo
     """
     spec, state = case.spec, torch.random.get_rng_state()
     ours = Ours(case.model, case.train, spec.batch_size, spec.lr)
-    steps, evaluations = {"nullrec": ours.step}, {"nullrec": lambda: _rank(case)}
+    low = copy.deepcopy(case.model)
+    low.bf16 = True
+    steps = {"nullrec": ours.step, "nullrec, bf16": Ours(low, case.train, spec.batch_size, spec.lr).step}
+    evaluations = {"nullrec": lambda: _rank(case)}
     if case.reference is not None:
         train, valid = reference.as_lists(case.train), reference.as_lists(case.valid)
         theirs = reference.Trainer(case.reference, train, spec.batch_size, spec.negatives, spec.lr)
