@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.lookup import Items
-from nullrec_lib.methods import METHODS, llmesr
+from nullrec_lib.methods import METHODS, llmesr, unisrec
 from nullrec_lib.methods.method import Material
 from nullrec_lib.training import Recommender
 
@@ -174,11 +173,11 @@ def test_unisrec_in_training_has_noisy_gates_and_drops_before_it_whitens(monkeyp
     weights, biases, gate, gate_noise = set_unisrec(method, 3)
     drawn, kept = some(N, 3, seed=8), np.array([1.25, 0.0, 1.25, 1.25])  # what dropout leaves of each component
 
-    class Dropped(nn.Module):
-        def forward(self, x):
-            return x * torch.tensor(kept, dtype=x.dtype)
+    def dropped(x, p, seed):
+        assert p == 0.2
+        return x * torch.tensor(kept, dtype=x.dtype)
 
-    method.adaptor.dropout = Dropped()
+    monkeypatch.setattr(unisrec, "dropout", dropped)
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.as_tensor(drawn, dtype=x.dtype)[: len(x)])
     got = method.vectors(torch.arange(N)).detach().numpy()
     for item, e in enumerate(E):
