@@ -324,13 +324,11 @@ def bench(
     from nullrec_lib import bench as benches
 
     found = benches.run(quick, tuple(only or ()), threads, device, data, keep, report_dir)
-    for note in found.notes:
-        typer.secho(f"nullrec: note: {note}", err=True)
     for failure in found.failures:
         typer.secho(f"nullrec: {failure}", err=True, fg="red")
     if as_json:
         print(json.dumps({"folder": str(found.folder), "results": found.results, "engine": found.engine,
-                          "failures": found.failures, "notes": found.notes}, ensure_ascii=False))
+                          "failures": found.failures}, ensure_ascii=False))
     else:
         print((found.folder / "results.md").read_text(encoding="utf-8"))
         print(f"written to {found.folder}/")

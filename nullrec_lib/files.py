@@ -16,6 +16,11 @@ from safetensors.torch import save_file
 _UNFINISHED = ".unfinished"
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $NULLREC_CACHE, or ~/.cache/nullrec."""
+    return Path(os.environ.get("NULLREC_CACHE") or Path.home() / ".cache" / "nullrec")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name of `path` when the block ends without error."""

@@ -105,7 +105,8 @@ class Spec:
                    "split": list(SPLITS), "clock": list(data.CLOCKS), "precision": [None, "bf16"]}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(str(one or 'none') for one in allowed)}.")
+                known = ", ".join(str(one or "none") for one in allowed)
+                raise InputError(f"{name}: {getattr(self, name)!r} is not one of {known}.")
         # One dimension alone would be normed to a constant.
         lowest = {"history_length": 1, "width": 2, "neighbours": 1, "batch_size": 1, "epochs": 1, "patience": 1,
                   "min_history": 0, "tail_user": 1, "tail_item": 1, "core": 1}

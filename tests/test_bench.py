@@ -2,8 +2,9 @@
 
 import copy
 import json
+import subprocess
+import sys
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -52,7 +53,7 @@ def hasty(monkeypatch):
 def test_variants_that_agree_are_timed():
     found = measured(operation())
     assert [row["variant"] for row in found.rows] == ["naive", "plain", "cpu"]
-    assert found.failures == found.notes == []
+    assert found.failures == []
     for row in found.rows:
         assert row["check"] == "ok" and row["shape"] == "n 1,000" and row["repeats"] >= timing.LEAST
         assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"]
@@ -84,20 +85,6 @@ def test_whole_numbers_must_be_equal():
     counts = lambda last: torch.tensor([1, 2, last])
     assert case.close(counts(3), counts(3)) is None
     assert "differs in 1 of 3 whole numbers" in case.close(counts(3), counts(4))
-
-
-def missing(name, inputs, impl=None):
-    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def test_what_is_not_installed_is_left_out_with_a_note():
-    found = measured(operation(partial(missing, "triton")))
-    assert [row["variant"] for row in found.rows] == ["naive", "plain"] and found.failures == []
-    assert found.notes == ["double: cpu left out, triton is not there."]
-    found = measured(operation(naive=partial(missing, "nullrec_lib.kernels.double")))
-    assert found.rows == [] and found.notes == ["double: skipped, nullrec_lib.kernels.double is not there."]
-    with pytest.raises(ModuleNotFoundError):
-        measured(operation(naive=partial(missing, "nullrec_lib.elsewhere")))
 
 
 def test_a_gpu_gets_its_own_shapes_and_variant():
@@ -146,7 +133,11 @@ def test_extra_memory_is_what_a_call_takes():
     if (taken := timing.extra_memory_mb(lambda: None)) is None:
         pytest.skip("no high-water mark here")
     assert taken < 4
-    assert timing.extra_memory_mb(lambda: torch.ones(32 * 2**18).add(1)) == pytest.approx(64, abs=4)
+    # In a process of its own, as a bench is: this one has freed so much that a call may find its memory at hand.
+    code = ("import torch; from nullrec_lib.bench.timing import extra_memory_mb; "
+            "print(extra_memory_mb(lambda: torch.ones(32 * 2**18).add(1)))")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(said) == pytest.approx(64, abs=4)
 
 
 def test_threads_are_as_asked_within_the_block_only():
@@ -281,7 +272,7 @@ def test_a_failed_check_is_told_and_is_the_status(hasty, tmp_path, monkeypatch):
     result = call("bench", "--quick", "--only", "double", "--device", "cpu", "--report-dir", tmp_path, "--json")
     told = json.loads(result.stdout.splitlines()[-1])
     assert result.exit_code == 1 and "nullrec: double (n 1,000): cpu failed: result 0 is off by" in result.stderr
-    assert len(told["failures"]) == 1 and {"folder", "results", "engine", "failures", "notes"} == set(told)
+    assert len(told["failures"]) == 1 and {"folder", "results", "engine", "failures"} == set(told)
     assert "## Failed checks: not timed" in (next(tmp_path.iterdir()) / "results.md").read_text()
 
 

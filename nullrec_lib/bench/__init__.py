@@ -33,8 +33,6 @@ class Bench:
     engine: list[dict[str, Any]]
     failures: list[str]
     """Cases that were not timed, because a variant disagrees with the naive one or raised."""
-    notes: list[str]
-    """What was left out because it is not installed."""
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
     methods = [name for name in engine.METHODS if wanted & {name, "engine"}]
     kernel_seconds, engine_seconds = SECONDS[quick]
     catalogues = catalogue.SIZES[quick] if "catalogue" in wanted else ()
-    results, trained, profiled, failures, notes = [], [], [], [], []
+    results, trained, profiled, failures = [], [], [], []
     machine = processor(device)
     about = {"machine": machine, "torch": torch.__version__, "threads": threads,
              "date": datetime.date.today().isoformat()}
@@ -86,7 +84,6 @@ def run(
             measured = measure(case, device, kernel_seconds, ceilings)
             results += measured.rows
             failures += measured.failures
-            notes += measured.notes
             _free(device)
             progress.update()
         save()  # what comes next takes minutes, and may fail
@@ -106,7 +103,7 @@ def run(
             progress.update()
     save()
     results, trained = ([about | row for row in rows] for rows in (results, trained))
-    return Bench(folder, results, trained, failures, list(dict.fromkeys(notes)))
+    return Bench(folder, results, trained, failures)
 
 
 def _free(device: str) -> None:

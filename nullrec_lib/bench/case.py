@@ -16,9 +16,6 @@ from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 Variant = Callable[[SimpleNamespace], Any]
 Shape = dict[str, int]
 
-OPTIONAL = ("numba", "triton")
-"""Compilers that an installation may lack; a variant that needs a missing one is left out, with a note."""
-
 
 def close(found: Any, expected: Any, tolerance: float = 2e-4) -> str | None:
     """None where two results agree, else one sentence. Whole numbers must be equal; the largest difference of floats
@@ -111,37 +108,27 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of one case, with what was left out and why."""
+    """Rows of one case, and a sentence for each variant that disagrees."""
 
     rows: list[dict[str, Any]]
     failures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def measure(case: Case, device: str, seconds: float, ceilings: Ceilings) -> Measured:
     """Check every variant against naive, then time those that agree in turns.
 
-    If one disagrees or raises, nothing of the case is timed: its rows say `failed: …` in the column `check`. Where a
-    kernel or its compiler is not installed, that variant is left out with a note (naive: the whole case).
+    If one disagrees or raises, nothing of the case is timed: its rows say `failed: …` in the column `check`.
 
     Args:
         seconds: for the timing of all variants together.
     """
     operation, place = case.operation, f"{case.operation.name} ({case.label})"
-    notes, checks, works = [], {}, {}
-    try:
-        inputs = operation.make(device, **case.shape)
-        expected = operation.naive(inputs)
-    except ModuleNotFoundError as error:
-        _refuse_unless_optional(error)
-        return Measured([], [], [f"{operation.name}: skipped, {error.name} is not there."])
+    checks, works = {}, {}
+    inputs = operation.make(device, **case.shape)
+    expected = operation.naive(inputs)
     for name, variant in case.variants.items():
         try:
             wrong = None if name == "naive" else _compare(operation, name, variant, inputs, expected)
-        except ModuleNotFoundError as error:
-            _refuse_unless_optional(error)
-            notes.append(f"{operation.name}: {name} left out, {error.name} is not there.")
-            continue
         except Exception as error:  # a kernel under test may raise anything; the other cases go on
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         checks[name] = f"failed: {wrong}" if wrong else "unchecked" if name in operation.unchecked else "ok"
@@ -151,7 +138,7 @@ def measure(case: Case, device: str, seconds: float, ceilings: Ceilings) -> Meas
     failures = [f"{place}: {name} {check}" for name, check in checks.items() if check.startswith("failed")]
     if failures:
         rows = [about | {"variant": name, "check": check} for name, check in checks.items()]
-        return Measured(rows, failures, notes)
+        return Measured(rows, failures)
     timings = take_turns(works, seconds, device)
     moved, flops = operation.moved(**case.shape), operation.flops(**case.shape)
     rows = [
@@ -161,16 +148,10 @@ def measure(case: Case, device: str, seconds: float, ceilings: Ceilings) -> Meas
                  "check": checks[name]}
         for name, timing in timings.items()
     ]
-    return Measured(rows, failures, notes)
+    return Measured(rows, failures)
 
 
 def _compare(operation: Operation, name: str, variant: Variant, inputs: SimpleNamespace, expected: Any) -> str | None:
     found = variant(inputs)
     return None if name in operation.unchecked else operation.same(found, expected)
 
-
-def _refuse_unless_optional(error: ModuleNotFoundError) -> None:
-    """Raise the error again unless it is a kernel that has not been written or a compiler that is not installed."""
-    name = error.name or ""
-    if not name.startswith("nullrec_lib.kernels.") and name.split(".")[0] not in OPTIONAL:
-        raise error

@@ -99,7 +99,7 @@ def text(results: pd.DataFrame, engine: pd.DataFrame, profile: pd.DataFrame) -> 
               "takes beyond its inputs.", ""]
     ceilings = results[results["case"] == "ceiling"]
     lines += _section("What the machine can do", [
-        {"threads": _whole(row.threads), "what": row.variant, "size": row.shape, "GB/s": _number(row.gb_per_s),
+        {"threads": str(int(row.threads)), "what": row.variant, "size": row.shape, "GB/s": _number(row.gb_per_s),
          "GFLOP/s": _number(row.gflop_per_s)} for row in ceilings.itertuples()])
     failed = results[results["check"].astype("string").str.startswith("failed").fillna(False)]
     lines += _section("Failed checks: not timed", [
@@ -159,10 +159,6 @@ def _number(value: float | None) -> str:
     if pd.isna(value):
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _whole(value: float) -> str:
-    return str(int(value))
 
 
 def _ms(seconds: float | None) -> str:

@@ -89,7 +89,8 @@ def extra_memory_mb(work: Callable[[], Any], device: str = "cpu") -> float | Non
     """Most memory in MiB that one call takes beyond what was in use before it, its result included.
 
     On a GPU what torch allocates. On a CPU the resident memory of this process, whose high-water mark Linux lets a
-    process set back; a resolution of about half a MiB. None where that cannot be done.
+    process set back; a resolution of about half a MiB. A lower bound where the C library keeps freed memory that it
+    cannot give back, which a long-lived process may come to. None where that cannot be done.
     """
     if device != "cpu":
         torch.cuda.synchronize()
@@ -116,7 +117,7 @@ def _resident_kb(field: str) -> int:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Within the block, torch, the numeric libraries and Numba use `count` threads.
+    """Within the block, torch and the numeric libraries use `count` threads.
 
     Raises:
         InputError: `count` is below 1.

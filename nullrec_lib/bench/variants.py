@@ -1,7 +1,5 @@
-"""Inputs and variants of the cases: how each kernel is called, once, and the usual PyTorch beside it.
-
-Kernels are imported when a case runs, so that a missing one leaves out no other.
-"""
+"""Inputs and variants of the cases. Of a kernel x: `x_inputs` makes what all variants read, `x` calls the kernel with
+the implementation asked for, and `x_plain` is the usual way to write it in PyTorch."""
 
 from __future__ import annotations
 
@@ -11,6 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+import nullrec_lib.kernels.attend
+import nullrec_lib.kernels.cosine_histogram
+import nullrec_lib.kernels.covariance
+import nullrec_lib.kernels.dropout
+import nullrec_lib.kernels.infonce
+import nullrec_lib.kernels.lookup
+import nullrec_lib.kernels.overlap
+import nullrec_lib.kernels.rank
+import nullrec_lib.kernels.softmax
+from nullrec_lib import kernels
+from nullrec_lib.backbones import DreamRec
+from nullrec_lib.data.examples import Batch
 
 P, TEMPERATURE, SEED = 0.1, 0.07, 123
 """Dropout's probability, InfoNCE's temperature (the defaults of a spec), and the seed of dropout."""
@@ -23,9 +34,7 @@ def dropout_inputs(device: str, B: int, L: int, d: int) -> SimpleNamespace:
 
 
 def dropout(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.dropout import dropout
-
-    return _both(dropout(i.x, P, SEED, impl=impl), [i.x], i.upstream)
+    return _both(kernels.dropout.dropout(i.x, P, SEED, impl=impl), [i.x], i.upstream)
 
 
 def dropout_plain(i: SimpleNamespace) -> Any:
@@ -40,11 +49,7 @@ def attend_inputs(device: str, B: int, L: int, d: int) -> SimpleNamespace:
 
 
 def attend(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.attend import attend, attend_naive
-
-    if impl == "naive":
-        return _both(attend_naive(i.q, i.x, i.mask, i.scale, P, SEED), [i.q, i.x], i.upstream)
-    return _both(attend(i.q, i.x, i.mask, i.scale, P, SEED, impl=impl), [i.q, i.x], i.upstream)
+    return _both(kernels.attend.attend(i.q, i.x, i.mask, i.scale, P, SEED, impl=impl), [i.q, i.x], i.upstream)
 
 
 def attend_plain(i: SimpleNamespace) -> Any:
@@ -61,9 +66,8 @@ def lookup_inputs(device: str, N: int, B: int, L: int, d: int) -> SimpleNamespac
 
 
 def lookup(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.lookup import lookup
-
-    return _both(lookup(i.table, i.ids, i.positions, P, SEED, impl=impl), [i.table.trained, i.positions], i.upstream)
+    x = kernels.lookup.lookup(i.table, i.ids, i.positions, P, SEED, impl=impl)
+    return _both(x, [i.table.trained, i.positions], i.upstream)
 
 
 def lookup_plain(i: SimpleNamespace) -> Any:
@@ -77,9 +81,7 @@ def infonce_inputs(device: str, N: int, B: int, C: int, d: int) -> SimpleNamespa
 
 
 def infonce(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.infonce import infonce
-
-    return _both(infonce(i.table, i.states, i.ids, TEMPERATURE, impl=impl), [i.table.trained, i.states])
+    return _both(kernels.infonce.infonce(i.table, i.states, i.ids, TEMPERATURE, impl=impl), [i.table.trained, i.states])
 
 
 def infonce_plain(i: SimpleNamespace) -> Any:
@@ -95,9 +97,8 @@ def full_softmax_inputs(device: str, N: int, B: int, d: int) -> SimpleNamespace:
 
 
 def full_softmax(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.softmax import full_softmax
-
-    return _both(full_softmax(i.table, i.states, i.target, TEMPERATURE, impl=impl), [i.table.trained, i.states])
+    loss = kernels.softmax.full_softmax(i.table, i.states, i.target, TEMPERATURE, impl=impl)
+    return _both(loss, [i.table.trained, i.states])
 
 
 def full_softmax_plain(i: SimpleNamespace) -> Any:
@@ -116,9 +117,7 @@ def rank_inputs(device: str, N: int, B: int, d: int) -> SimpleNamespace:
 
 def rank(i: SimpleNamespace, impl: str) -> Any:
     """Ranks under both protocols."""
-    from nullrec_lib.kernels.rank import rank
-
-    return rank(i.queries, i.items, i.target, (i.factor, i.summand), i.seen, impl=impl)
+    return kernels.rank.rank(i.queries, i.items, i.target, (i.factor, i.summand), i.seen, impl=impl)
 
 
 def rank_plain(i: SimpleNamespace) -> Any:
@@ -151,9 +150,7 @@ def near_ranks(found: Any, expected: Any) -> str | None:
 
 def top_k(i: SimpleNamespace, impl: str) -> Any:
     """Scores of the best items, best first: which of two equal ones comes first is left open."""
-    from nullrec_lib.kernels.rank import top_k
-
-    return top_k(i.queries, i.items, NEAREST)[1]
+    return kernels.rank.top_k(i.queries, i.items, NEAREST)[1]
 
 
 def top_k_naive(i: SimpleNamespace) -> Any:
@@ -165,9 +162,7 @@ def rows_inputs(device: str, N: int, d: int) -> SimpleNamespace:
 
 
 def cosine_histogram(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.cosine_histogram import cosine_histogram
-
-    return cosine_histogram(i.rows, BINS, impl=impl)
+    return kernels.cosine_histogram.cosine_histogram(i.rows, BINS, impl=impl)
 
 
 def cosine_histogram_plain(i: SimpleNamespace) -> Any:
@@ -183,9 +178,9 @@ def near_counts(found: Any, expected: Any) -> str | None:
 
 
 def covariance(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.covariance import covariance, covariance_naive
-
-    return covariance_naive(i.rows.cpu()) if impl == "naive" else covariance(i.rows)
+    if impl == "naive":
+        return kernels.covariance.covariance_naive(i.rows.cpu())
+    return kernels.covariance.covariance(i.rows)
 
 
 def covariance_plain(i: SimpleNamespace) -> Any:
@@ -200,9 +195,7 @@ def overlap_inputs(device: str, N: int, items: int, each: int) -> SimpleNamespac
 
 
 def overlap(i: SimpleNamespace, impl: str) -> Any:
-    from nullrec_lib.kernels.overlap import overlap, overlap_naive
-
-    return (overlap_naive if impl == "naive" else overlap)(i.users, i.items, NEAREST)
+    return (kernels.overlap.overlap_naive if impl == "naive" else kernels.overlap.overlap)(i.users, i.items, NEAREST)
 
 
 def overlap_plain(i: SimpleNamespace) -> Any:
@@ -213,9 +206,6 @@ def overlap_plain(i: SimpleNamespace) -> Any:
 
 
 def ddim_inputs(device: str, B: int, d: int) -> SimpleNamespace:
-    from nullrec_lib.backbones import DreamRec
-    from nullrec_lib.data.examples import Batch
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DreamRec((d,), 10, 1, 1, 0.0, 2000, 20, 5.0, 0.1, False)
@@ -249,9 +239,7 @@ class _Random:
 
 def _table(r: _Random, N: int, d: int, device: str) -> Any:
     """As AlphaFuse's: language, and an ID part in the later half of its columns."""
-    from nullrec_lib.kernels.lookup import Table
-
-    return Table(r.normal(N + 1, d // 2).requires_grad_(), r.normal(N + 1, d), N)
+    return kernels.lookup.Table(r.normal(N + 1, d // 2).requires_grad_(), r.normal(N + 1, d), N)
 
 
 def _rows(table: Any, ids: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ more than it gives, and two runs side by side use two cores better than one run 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Callable
 
@@ -16,9 +15,10 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nullrec_lib.files import cache_folder
+
 _SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-_FOLDER = Path(os.environ.get("NULLREC_CACHE") or Path.home() / ".cache" / "nullrec") / "kernels"
-_COMPILED = str(_FOLDER / hashlib.sha256(_SOURCES).hexdigest()[:12])
+_COMPILED = str(cache_folder() / "kernels" / hashlib.sha256(_SOURCES).hexdigest()[:12])
 
 
 def compiled(**options) -> Callable:

@@ -16,6 +16,7 @@ LEAST = 256
 
 
 def tile_items(batch: int) -> int:
+    """Items in a tile of logits, so that with `batch` states it stays in the cache."""
     return max(LEAST, TILE // batch)
 
 

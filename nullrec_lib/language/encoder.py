@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import string
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import write_json, write_tensors
+from nullrec_lib.files import cache_folder, write_json, write_tensors
 from nullrec_lib.progress import bar
 
 TEMPLATE = "{title}. {description}"
@@ -227,11 +226,6 @@ def embed_items(
         write_tensors(path, {"embeddings": torch.from_numpy(rows)})
         write_json(path.with_suffix(".json"), record | {"shape": list(rows.shape)})
     return _read(path, ids)
-
-
-def cache_folder() -> Path:
-    """$NULLREC_CACHE, or ~/.cache/nullrec."""
-    return Path(os.environ.get("NULLREC_CACHE") or Path.home() / ".cache" / "nullrec")
 
 
 def _read(path: Path, ids: list[str]) -> np.ndarray:

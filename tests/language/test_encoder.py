@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.files import cache_folder
 from nullrec_lib.language import encoder
 from nullrec_lib.language.encoder import DEFAULT, KNOWN_WEIGHTS, embed_items, find, identity, item_texts, weights_sha256
 
@@ -205,7 +206,7 @@ def test_where_the_cache_is(tmp_path, model, encoded, monkeypatch):
     assert len(files(tmp_path / "named")) == 2
     monkeypatch.setenv("NULLREC_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert encoder.cache_folder() == tmp_path / ".cache" / "nullrec"
+    assert cache_folder() == tmp_path / ".cache" / "nullrec"
 
 
 # Stored embeddings that do not belong to the items
