@@ -30,7 +30,7 @@ from nullrec_lib.progress import bar
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": [22, 23], "epochs": 5},
     # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
-    "standard": {"seeds": [22, 23], "epochs": 40, "patience": 6, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
+    "standard": {"seeds": [22, 23], "epochs": 24, "patience": 6, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
                  "compare": ["shop-visible1"], "table_epochs": 1},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
