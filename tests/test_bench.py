@@ -14,7 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from nullrec_lib import bench
-from nullrec_lib.bench import case, cases, catalogue, ceilings, engine, reference, report, timing
+from nullrec_lib.bench import case, cases, catalogue, ceilings, engine, memory, reference, report, timing
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
 
@@ -44,7 +44,8 @@ def hasty(monkeypatch):
     monkeypatch.setattr(ceilings, "MATMULS", {"cpu": {True: 64}})
     monkeypatch.setattr(cases, "OPERATIONS", (operation(),))
     monkeypatch.setattr(cases, "NAMES", ("double",))
-    monkeypatch.setattr(bench, "NAMES", ("double", "catalogue", "engine", *engine.METHODS))
+    monkeypatch.setattr(memory, "SIZES", {True: {"N": 500, "B": 40, "d": 8}})
+    monkeypatch.setattr(bench, "NAMES", ("double", "memory", "catalogue", "engine", *engine.METHODS))
 
 
 # Cases
@@ -288,3 +289,13 @@ def test_a_step_by_the_number_of_items():
     text = report.text(pd.DataFrame(columns=report.RESULTS), pd.DataFrame(rows, columns=report.ENGINE).assign(
         machine="m", torch="2", threads=1, date="d"), pd.DataFrame(columns=report.PROFILE))
     assert "| 3,000 made-up items | base | rows read |" in text
+
+
+def test_all_users_are_ranked_in_one_call_and_some_are_checked(hasty, monkeypatch):
+    row = memory.measure("cpu", True, CEILINGS)
+    assert row["check"] == "ok" and row["shape"] == "N 500 B 40 d 8" and row["median_s"] > 0
+    assert row["gflop_per_s"] == pytest.approx(2 * 500 * 40 * 8 / row["median_s"] / 1e9)
+    right = memory.variants.rank
+    monkeypatch.setattr(memory.variants, "rank", lambda i, impl: tuple(place + 5 for place in right(i, impl)))
+    row = memory.measure("cpu", True, CEILINGS)
+    assert row["check"].startswith("failed: 32 of 32 ranks are off") and "median_s" not in row

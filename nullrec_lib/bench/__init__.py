@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from nullrec_lib.bench import cases, catalogue, engine, report
+from nullrec_lib.bench import cases, catalogue, engine, memory, report
 from nullrec_lib.bench.case import measure
 from nullrec_lib.bench.ceilings import measure as measure_ceilings
 from nullrec_lib.bench.timing import cpu_threads
 from nullrec_lib.machine import choose_device, processor
 from nullrec_lib.progress import bar
 
-NAMES = (*cases.NAMES, "catalogue", "engine", *engine.METHODS)
-"""What `only` may name: kernels, a step by the number of items (`catalogue`), one method's training, or all of it
-(`engine`)."""
+NAMES = (*cases.NAMES, "memory", "catalogue", "engine", *engine.METHODS)
+"""What `only` may name: kernels, all users ranked at once (`memory`), a step by the number of items (`catalogue`),
+one method's training, or all of it (`engine`)."""
 SECONDS = {True: (0.5, 1.2), False: (3.0, 12.0)}
 """Quick or not → seconds to spend on the timing of one kernel at one shape, and of one method's steps."""
 
@@ -73,7 +73,7 @@ def run(
     def save() -> None:
         report.write(folder, *([about | row for row in rows] for rows in (results, trained, profiled)))
 
-    count = len(chosen) + len(catalogues) + len(methods)
+    count = len(chosen) + ("memory" in wanted) + len(catalogues) + len(methods)
     with cpu_threads(threads), bar(what="bench", total=count, unit="case") as progress:
         if methods:  # wrong data shall fail now, not after minutes
             engine.prepare_case(methods[0], device, data, keep, **fields)
@@ -84,6 +84,12 @@ def run(
             measured = measure(case, device, kernel_seconds, ceilings)
             results += measured.rows
             failures += measured.failures
+            _free(device)
+            progress.update()
+        if "memory" in wanted:
+            progress.set_postfix_str("memory", refresh=False)
+            results.append(row := memory.measure(device, quick, ceilings))
+            failures += [f"{row['case']} ({row['shape']}): {row['check']}"] if row["check"] != "ok" else []
             _free(device)
             progress.update()
         save()  # what comes next takes minutes, and may fail
