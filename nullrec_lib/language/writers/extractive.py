@@ -1,0 +1,99 @@
+"""Keywords instead of a model: what is said of a subject and hardly of anybody else. Deterministic, and the control
+that every language model has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Sequence
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
+from nullrec_lib.language.writers import Prompt, Usage
+
+OWN_WORDS, OTHER_WORDS = 20, 10
+"""Keywords of what is said of the subject itself, and further ones of those around it."""
+LIKES, ALSO, FOR = "Likes", "Similar tastes", "Liked along with"
+"""How a profile begins; a profile is read again in the next round, and these words are then no keywords."""
+_OURS = {"likes", "liked", "similar", "tastes", "along"}
+
+
+class Extractive:
+    """Writes the terms (words and pairs of words) that are most specific to the subject.
+
+    A term that k of the subject's n texts hold, and a share p of the catalogue's, scores its log-likelihood ratio
+    k·log(k / np) − (k − np) (Dunning 1993, for Poisson counts): one word of a taste that comes back in many items beats
+    a rare word that one item happens to have. A pair of words takes the place of its words.
+    """
+
+    name = "extractive"
+    batch = 1024
+    context = None
+
+    def __init__(self, corpus: Sequence[str]):
+        """Learn the terms and how common they are from the catalogue's texts, which hold no interactions."""
+        self.usage = Usage()
+        self._terms = CountVectorizer(
+            ngram_range=(1, 2), stop_words=sorted(ENGLISH_STOP_WORDS | _OURS), binary=True, dtype=np.float32,
+            token_pattern=r"(?u)\b[^\W\d_][\w'-]+\b",
+        )
+        held = self._terms.fit_transform(corpus)
+        self._share = np.asarray(held.sum(axis=0), np.float64)[0] / len(corpus)
+        self._names = self._terms.get_feature_names_out()
+        known = json.dumps([list(self._names), OWN_WORDS, OTHER_WORDS, LIKES, ALSO, FOR])
+        self.revision = hashlib.sha256(known.encode() + self._share.tobytes()).hexdigest()
+
+    def count(self, text: str) -> int:
+        """Words."""
+        return len(text.split())
+
+    def write(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
+        """One profile per prompt: its title if it has one, then keywords. `seed` changes nothing."""
+        started = time.perf_counter()
+        own, others = (self._weights([getattr(prompt, part) for prompt in prompts]) for part in ("own", "others"))
+        texts = [self._say(prompt, own[row], others[row]) for row, prompt in enumerate(prompts)]
+        self.usage.prompts += len(prompts)
+        self.usage.prompt_tokens += sum(self.count(prompt.text) for prompt in prompts)
+        self.usage.written_tokens += sum(self.count(text) for text in texts)
+        self.usage.seconds += time.perf_counter() - started
+        return texts
+
+    def _weights(self, texts: list[tuple[str, ...]]) -> sparse.csr_matrix:
+        """(B, terms): for each list of texts the scores of the terms in it; those that it holds no more often than the
+        catalogue does are 0."""
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(text for some in texts for text in some))}
+        if not distinct:
+            return sparse.csr_matrix((len(texts), len(self._names)))
+        rows = np.repeat(np.arange(len(texts)), [len(some) for some in texts])
+        columns = [distinct[text] for some in texts for text in some]
+        held = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (len(texts), len(distinct)))
+        scores = (held @ self._terms.transform(list(distinct))).tocsr()
+        expected = np.diff(held.indptr).repeat(np.diff(scores.indptr)) * self._share[scores.indices]
+        k = scores.data
+        scores.data = np.where(k > expected, k * np.log(k / expected) - (k - expected), 0.0)
+        scores.eliminate_zeros()
+        return scores
+
+    def _say(self, prompt: Prompt, own: sparse.csr_matrix, others: sparse.csr_matrix) -> str:
+        if prompt.title:
+            said = set(self._terms.build_analyzer()(prompt.title))
+            around = self._best(others, OWN_WORDS + OTHER_WORDS, said)
+            return f"{prompt.title}. {FOR} {', '.join(around)}." if around else f"{prompt.title}."
+        first = self._best(own, OWN_WORDS, set())
+        more = self._best(others, OTHER_WORDS, {word for term in first for word in (term, *term.split())})
+        text = f"{LIKES} {', '.join(first)}." if first else ""
+        return f"{text} {ALSO}: {', '.join(more)}.".strip() if more else text
+
+    def _best(self, weights: sparse.csr_matrix, most: int, said: set[str]) -> list[str]:
+        """The heaviest terms, heaviest first, ties by name; none that is said already or is part of a heavier one."""
+        order = np.lexsort((self._names[weights.indices], -weights.data))[: 4 * most]
+        chosen, parts = [], set(said)
+        for name in self._names[weights.indices[order]]:
+            words = name.split()
+            if len(chosen) < most and name not in parts and not (len(words) > 1 and all(word in parts for word in words)):
+                chosen.append(name)
+                parts |= {name, *words}
+        return chosen

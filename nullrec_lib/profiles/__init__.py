@@ -1,0 +1,1 @@
+"""Who likes what, in words: profiles of users and items that refine each other (Profile-then-Embedding, stage one)."""
