@@ -189,7 +189,7 @@ class Loop:
         return [[user for user in row if user >= 0] for row in found.ids.tolist()]
 
     def _item_prompts(self, users: list[str] | None) -> list[Prompt]:
-        """Prompts of items from their users' profiles (Eq. 7), or from their users' other items where users have none."""
+        """Prompts of items from their users' profiles (Eq. 7), or from these users' other items if they have none."""
         v = self.visible
         said = None if users is None else dict(zip(v.users.tolist(), users))
         made = []
@@ -197,7 +197,7 @@ class Loop:
             if said is not None:
                 others = [said[user] for user in ids.tolist()]
             else:
-                others = [v.titles[other] for user in ids.tolist() for other in v.history(user).tolist() if other != item]
+                others = [v.titles[other] for user in ids for other in v.history(user).tolist() if other != item]
             made.append(prompts.make("item", [v.texts[item]], list(dict.fromkeys(others)), self.writer, v.titles[item]))
         return made
 
@@ -211,7 +211,8 @@ class Loop:
             self.store.name("item", [self.item_ids[item] for item in v.subjects], [None] * len(v.subjects), t, keys)
         else:
             rows = v.cuts if side == "cut" else np.stack([v.users, np.zeros_like(v.users)], axis=1)
-            self.store.name("user", [self.user_ids[user] for user in rows[:, 0]], [int(cut) for cut in rows[:, 1]], t, keys)
+            ids, cuts = [self.user_ids[user] for user in rows[:, 0]], rows[:, 1].tolist()
+            self.store.name("user", ids, cuts, t, keys)
         texts = [text for text, _ in answers]
         done = dict(side=side, round=t, profiles=len(texts), written=written,
                     fallbacks=sum(fallback for _, fallback in answers), seconds=time.perf_counter() - started)
@@ -232,7 +233,8 @@ class Loop:
 
         → answers, how many were written now, and their keys.
         """
-        made_by = (self.writer.name, self.writer.revision, f"{prompts.template(kind).name} {prompts.template(kind).sha256}")
+        wording = prompts.template(kind)
+        made_by = self.writer.name, self.writer.revision, f"{wording.name} {wording.sha256}"
         blank = [Text("", *made_by, prompt.text, self.seed) for prompt in asked]
         keys = [text.key for text in blank]
         distinct = {key: place for place, key in enumerate(keys)}
@@ -252,17 +254,28 @@ class Loop:
         return [found[key] for key in keys], written, keys
 
     def _batch(self, asked: list[Prompt], blank: list[Text]) -> None:
-        """Write a batch and store it: what is no use is asked for once more, then the extractive writer stands in."""
-        answers = self.writer.write(asked, self.seed)
-        bad = [place for place, answer in enumerate(answers) if prompts.degenerate(answer)]
-        if bad:
-            again = self.writer.write([asked[place] for place in bad], self.seed + 1)
-            answers = [*answers]
-            for place, answer in zip(bad, again):
-                answers[place] = answer
-            bad = [place for place in bad if prompts.degenerate(answers[place])]
-            for place, text in zip(bad, self.spare.write([asked[place] for place in bad], self.seed)):
-                answers[place] = text
-        fallen = set(bad) if self.writer.name != self.spare.name else set()
-        self.store.put(replace(one, text=" ".join(text.split()), fallback=place in fallen)
-                       for place, (text, one) in enumerate(zip(answers, blank)))
+        """Write a batch and store it: what is no use is asked for once more, then the extractive writer stands in.
+
+        All in one transaction, so that a build that goes on finds a batch whole or not at all. A writer that streams
+        answers each prompt by itself: there every text is stored when it comes, as it may have been paid for.
+        """
+        stream, made = getattr(self.writer, "stream", None), {}
+
+        def useless(places: list[int], seed: int) -> list[int]:
+            some, bad = [asked[place] for place in places], []
+            for index, answer in stream(some, seed) if stream else enumerate(self.writer.write(some, seed)):
+                place = places[index]
+                if prompts.degenerate(answer):
+                    bad.append(place)
+                    continue
+                made[place] = replace(blank[place], text=" ".join(answer.split()))
+                if stream:
+                    self.store.put([made[place]])
+            return sorted(bad)
+
+        bad = useless(list(range(len(asked))), self.seed)
+        if bad and self.writer.name != self.spare.name:
+            bad = useless(bad, self.seed + 1)
+        for place, text in zip(bad, self.spare.write([asked[place] for place in bad], self.seed)):
+            made[place] = replace(blank[place], text=text, fallback=self.writer.name != self.spare.name)
+        self.store.put(made.values())

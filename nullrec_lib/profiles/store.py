@@ -82,7 +82,7 @@ class Store:
         """
         path = Path(folder) / FILE
         if not create and not path.is_file():
-            raise InputError(f"{folder}: no profiles are stored here; `nullrec profiles build --out {folder}` makes some.")
+            raise InputError(f"{folder}: no profiles are stored here; `nullrec profiles build --out` makes some.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._base = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
         self._base.execute("pragma journal_mode = wal")  # readers go on while one writes, and a kill leaves it whole
@@ -92,7 +92,8 @@ class Store:
         """Keep texts, all of them or none. A text that is there already stays as it is."""
         rows = [(t.key, t.text, t.writer, t.revision, t.template, t.prompt, t.seed, t.fallback) for t in texts]
         with self._write():
-            self._base.executemany("insert or ignore into texts values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._base.executemany(
+                "insert into texts values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (key) do nothing", rows)
 
     def get(self, keys: list[str]) -> dict[str, tuple[str, bool]]:
         """key → (text, fallback) of those that are there."""
@@ -106,7 +107,8 @@ class Store:
 
     def name(self, kind: str, ids: list[str], cuts: list[int | None], round: int, keys: list[str]) -> None:
         """Say whose profiles of a round the texts `keys` are, in order."""
-        rows = [(kind, one, cut or WHOLE, round, place, key) for place, (one, cut, key) in enumerate(zip(ids, cuts, keys))]
+        rows = [(kind, one, cut or WHOLE, round, place, key)
+                for place, (one, cut, key) in enumerate(zip(ids, cuts, keys))]
         with self._write():
             self._base.executemany("insert or replace into profiles values (?, ?, ?, ?, ?, ?)", rows)
 

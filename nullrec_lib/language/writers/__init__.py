@@ -6,8 +6,11 @@ the same, as far as the writer can promise it; a store in front of it then never
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Any, Protocol, Sequence
+
+from nullrec_lib.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class Writer(Protocol):
     def write(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
         """One text per prompt, stripped of white space around it; may be empty or nonsense, which the caller finds.
 
+        A writer whose answers do not depend on who shares a batch may also have `stream(prompts, seed)`, which yields
+        (index, text) as they come.
+
         Raises:
             WriterError: it cannot write any more; one sentence that says why and what to do.
         """
@@ -61,3 +67,31 @@ class Writer(Protocol):
 
 class WriterError(RuntimeError):
     """The writer cannot go on, through no fault of the prompts: a server that is gone, a key that is refused."""
+
+
+def writer(name: str, corpus: Sequence[str], **settings: Any) -> Writer:
+    """The writer that a name asks for: `extractive`, `local:PATH_OR_HUB_NAME` or `server:URL`.
+
+    Args:
+        corpus: the catalogue's texts, from which the extractive writer learns what is common.
+        settings: of that writer; see its class.
+
+    Raises:
+        InputError: no such writer, a setting that it has not, or what its class says.
+    """
+    kind, _, where = name.partition(":")
+    if kind == "extractive" and not where:
+        from nullrec_lib.language.writers.extractive import Extractive as chosen
+        given = (corpus,)
+    elif kind == "local" and where:
+        from nullrec_lib.language.writers.local import Local as chosen
+        given = (where,)
+    elif kind == "server" and where:
+        from nullrec_lib.language.writers.server import Server as chosen
+        given = (where,)
+    else:
+        raise InputError(f"writer: {name!r} is not extractive, local:PATH or server:URL.")
+    known = inspect.signature(chosen).parameters
+    if idle := [setting for setting in settings if setting not in known]:
+        raise InputError(f"{idle[0]}: the {kind} writer does not read it, so it would change nothing.")
+    return chosen(*given, **settings)

@@ -16,8 +16,10 @@ from nullrec_lib.language.writers import Prompt, Usage
 
 OWN_WORDS, OTHER_WORDS = 20, 10
 """Keywords of what is said of the subject itself, and further ones of those around it."""
+FIRST = 1e-3
+"""What coming early adds to a score: enough to order terms that are equal otherwise."""
 LIKES, ALSO, FOR = "Likes", "Similar tastes", "Liked along with"
-"""How a profile begins; a profile is read again in the next round, and these words are then no keywords."""
+"""How a profile begins. It is read again in the next round, where these words are no keywords."""
 _OURS = {"likes", "liked", "similar", "tastes", "along"}
 
 
@@ -25,7 +27,7 @@ class Extractive:
     """Writes the terms (words and pairs of words) that are most specific to the subject.
 
     A term that k of the subject's n texts hold, and a share p of the catalogue's, scores its log-likelihood ratio
-    k·log(k / np) − (k − np) (Dunning 1993, for Poisson counts): one word of a taste that comes back in many items beats
+    k·log(k / np) − (k − np) (Dunning 1993, for Poisson counts): a word of a taste that comes back in many items beats
     a rare word that one item happens to have. A pair of words takes the place of its words.
     """
 
@@ -53,7 +55,9 @@ class Extractive:
     def write(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
         """One profile per prompt: its title if it has one, then keywords. `seed` changes nothing."""
         started = time.perf_counter()
-        own, others = (self._weights([getattr(prompt, part) for prompt in prompts]) for part in ("own", "others"))
+        # Oldest first and nearest first: what is said last of a subject, and first of others, breaks ties.
+        own = self._weights([prompt.own[::-1] for prompt in prompts])
+        others = self._weights([prompt.others for prompt in prompts])
         texts = [self._say(prompt, own[row], others[row]) for row, prompt in enumerate(prompts)]
         self.usage.prompts += len(prompts)
         self.usage.prompt_tokens += sum(self.count(prompt.text) for prompt in prompts)
@@ -67,13 +71,21 @@ class Extractive:
         distinct = {text: row for row, text in enumerate(dict.fromkeys(text for some in texts for text in some))}
         if not distinct:
             return sparse.csr_matrix((len(texts), len(self._names)))
+        present = self._terms.transform(list(distinct))
+        place = np.concatenate([np.arange(len(some)) for some in texts])
         rows = np.repeat(np.arange(len(texts)), [len(some) for some in texts])
-        columns = [distinct[text] for some in texts for text in some]
-        held = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (len(texts), len(distinct)))
-        scores = (held @ self._terms.transform(list(distinct))).tocsr()
-        expected = np.diff(held.indptr).repeat(np.diff(scores.indptr)) * self._share[scores.indices]
-        k = scores.data
-        scores.data = np.where(k > expected, k * np.log(k / expected) - (k - expected), 0.0)
+        where = rows, [distinct[text] for some in texts for text in some]
+
+        def totals(weights: np.ndarray) -> sparse.csr_matrix:
+            found = sparse.csr_matrix((weights, where), (len(texts), len(distinct))) @ present
+            found.sort_indices()
+            return found
+
+        scores, first = totals(np.ones(len(place))), totals(1 / (1 + place))
+        k, n = scores.data, np.bincount(rows, minlength=len(texts)).repeat(np.diff(scores.indptr))
+        expected = n * self._share[scores.indices]
+        specific = k * np.log(k / expected) - (k - expected) + FIRST * first.data
+        scores.data = np.where(k > expected, specific, 0.0)
         scores.eliminate_zeros()
         return scores
 
@@ -84,8 +96,8 @@ class Extractive:
             return f"{prompt.title}. {FOR} {', '.join(around)}." if around else f"{prompt.title}."
         first = self._best(own, OWN_WORDS, set())
         more = self._best(others, OTHER_WORDS, {word for term in first for word in (term, *term.split())})
-        text = f"{LIKES} {', '.join(first)}." if first else ""
-        return f"{text} {ALSO}: {', '.join(more)}.".strip() if more else text
+        text = f"{LIKES} {', '.join(first)}." if first else f"{LIKES} nothing in particular."
+        return f"{text} {ALSO}: {', '.join(more)}." if more else text
 
     def _best(self, weights: sparse.csr_matrix, most: int, said: set[str]) -> list[str]:
         """The heaviest terms, heaviest first, ties by name; none that is said already or is part of a heavier one."""
@@ -93,7 +105,8 @@ class Extractive:
         chosen, parts = [], set(said)
         for name in self._names[weights.indices[order]]:
             words = name.split()
-            if len(chosen) < most and name not in parts and not (len(words) > 1 and all(word in parts for word in words)):
+            told = name in parts or len(words) > 1 and all(word in parts for word in words)
+            if len(chosen) < most and not told:
                 chosen.append(name)
                 parts |= {name, *words}
         return chosen

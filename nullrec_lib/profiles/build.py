@@ -1,0 +1,126 @@
+"""From a data set's name to a folder of profiles, and from the folder to what others read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import numpy as np
+
+from nullrec_lib import data as sets
+from nullrec_lib.data.interactions import cut
+from nullrec_lib.data.splits import split as make_split
+from nullrec_lib.errors import InputError
+from nullrec_lib.files import alone, write_json
+from nullrec_lib.language.encoder import DEFAULT, encode
+from nullrec_lib.language.writers import writer as make_writer
+from nullrec_lib.profiles import prompts
+from nullrec_lib.profiles.loop import Built, Loop, plan
+from nullrec_lib.profiles.store import Profile, Store
+from nullrec_lib.profiles.visible import visible
+
+ASKED = "asked.json"
+
+
+def build(
+    out: Path,
+    data: str = "shop",
+    split: str = "cold-start",
+    keep: str | None = None,
+    writer: str = "extractive",
+    mode: str = "full",
+    rounds: int = 3,
+    cuts: tuple[int, ...] = (1, 3, 10),
+    epsilon: float = 0.01,
+    limit_users: int | None = None,
+    encoder: str = DEFAULT,
+    seed: int = 22,
+    say: Callable[[str], None] = print,
+    **settings: Any,
+) -> Built:
+    """Build profiles into `out`, or go on with a build that was stopped, or read what a finished one did again.
+
+    Args:
+        out: folder of the store, `asked.json` and `build.json`.
+        data, split, keep: as in `spec.Spec`.
+        writer: `extractive`, `local:PATH` or `server:URL`.
+        mode, rounds, epsilon: see `loop.Loop.run`.
+        cuts, limit_users: see `visible.visible`.
+        encoder: that sees how far profiles moved.
+        seed: of the writer, the drawn users and the compared sample.
+        say: gets a sentence on what will be written, before anything is.
+        settings: of the writer.
+
+    Raises:
+        InputError: wrong input, or `out` holds another build.
+        WriterError: the writer cannot go on; the same call later does.
+    """
+    asked = dict(data=data, split=split, keep=keep, writer=writer, mode=mode, rounds=rounds, cuts=list(cuts),
+                 epsilon=epsilon, limit_users=limit_users, encoder=encoder, seed=seed)
+    dataset = cut(sets.load(data), keep)
+    parts = make_split(dataset, split)
+    seen = visible(dataset, parts, cuts, limit_users, seed)
+    counts = plan(seen, mode, rounds)
+    who = make_writer(writer, seen.texts, **settings)
+    # The writer's settings are in its revision, as far as they can change a text.
+    made_of = asked | {"revision": who.revision, "split_fingerprint": parts.fingerprint(),
+                       "data_fingerprint": dataset.fingerprint(), "templates": prompts.VERSION}
+    with alone(out):  # two processes that share a folder agree on what is built there
+        _claim(Path(out), made_of)
+    say(f"{data}, {split}: at most {counts['all']:,} profiles ({counts['user']:,} of users, {counts['item']:,} of "
+        f"items, {counts['cut']:,} of users at cuts {', '.join(map(str, cuts))}) by {who.name}.")
+    ids = list(dataset.user_ids), list(dataset.items["item_id"])
+    loop = Loop(seen, ids, who, out, partial(encode, encoder=encoder), seed)
+    return loop.run(mode, rounds, epsilon, made_of)
+
+
+def _claim(out: Path, asked: dict[str, Any]) -> None:
+    """Write down what a folder is for.
+
+    Raises:
+        InputError: it is for something else.
+    """
+    path = out / ASKED
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differ = sorted(name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name))
+        if differ:
+            raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
+    write_json(path, asked)
+
+
+def load(folder: Path, shuffled: int | None = None) -> list[Profile]:
+    """The last profile of every subject: what an encoder and a recommender read.
+
+    Args:
+        shuffled: a seed: the control in which users have each other's profiles, each of the same cut.
+
+    Raises:
+        InputError: there are none.
+    """
+    store = Store(folder)
+    last = {(one.kind, one.id, one.cut): one for one in store.profiles()}  # rounds come in order
+    store.close()
+    profiles = list(last.values())
+    if shuffled is None:
+        return profiles
+    random, dealt = np.random.default_rng(shuffled), {}
+    for cut_ in sorted({one.cut or 0 for one in profiles if one.kind == "user"}):
+        mine = [place for place, one in enumerate(profiles) if one.kind == "user" and (one.cut or 0) == cut_]
+        dealt |= dict(zip(mine, random.permutation(mine).tolist()))
+    return [replace(one, text=profiles[dealt[place]].text) if place in dealt else one
+            for place, one in enumerate(profiles)]
+
+
+def export(folder: Path) -> Iterator[str]:
+    """One line of JSON per stored profile, all rounds: kind, id, cut (null for whole), round, text, writer, fallback.
+
+    Raises:
+        InputError: there are none.
+    """
+    fields = ("kind", "id", "cut", "round", "text", "writer", "fallback")
+    for one in Store(folder).profiles():
+        yield json.dumps({name: getattr(one, name) for name in fields}, ensure_ascii=False)

@@ -1,0 +1,249 @@
+"""The loop: who reads whom, what is held out, and what happens when it is stopped."""
+
+import copy
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nullrec_lib.cli import app
+from nullrec_lib.errors import InputError
+from nullrec_lib.language.writers import WriterError
+from nullrec_lib.profiles import prompts
+from nullrec_lib.profiles.build import build, export, load
+from nullrec_lib.profiles.loop import MODES, Loop, plan
+from nullrec_lib.profiles.store import Store
+from nullrec_lib.profiles.visible import visible
+from small import Echo, flat, toy
+
+SEQUENCES = [[0, 1, 2, 3, 4], [1, 2, 5], [2, 3, 6, 0, 4], [4, 5, 6, 7], [0, 2, 4, 6]]
+TRAIN = [0, 1, 2]
+
+
+def loop(folder, sequences=SEQUENCES, writer=None, cuts=(1, 3)):
+    dataset, parts = toy(sequences, TRAIN)
+    ids = [f"u{n}" for n in range(len(sequences))], [f"i{n}" for n in range(8)]
+    return Loop(visible(dataset, parts, cuts), ids, writer or Echo(), folder, flat)
+
+
+def stored(folder):
+    """(kind, id, cut, round) → (text, prompt)."""
+    base = Store(folder)._base
+    rows = base.execute("select kind, id, cut, round, text, prompt from profiles join texts using (key)")
+    return {row[:4]: row[4:] for row in rows}
+
+
+def test_who_reads_whom(tmp_path):
+    loop(tmp_path).run("full", rounds=2, epsilon=0)
+    found = stored(tmp_path)
+    text = lambda *key: prompts.clean(found[key][0])
+    first = found["user", "u0", 0, 0][1]  # Eq. 6: own items, and those of neighbours that are not one's own
+    assert "- thing 0. made of stuff 0\n- thing 1. made of stuff 1" in first
+    assert "- thing 6\n" in first and "- thing 0\n" not in first.split("<others>")[1]
+    item = found["item", "i4", 0, 0][1]  # Eq. 7: the users of item 4 who train, as they are in this round
+    assert text("user", "u0", 0, 0) in item and text("user", "u2", 0, 0) in item
+    assert text("user", "u1", 0, 0) not in item and "thing 4. made of stuff 4" in item
+    again = found["user", "u0", 0, 1][1]  # Eq. 8: own items with their profiles, nobody else
+    assert all(f"thing {n}: {text('item', f'i{n}', 0, 0)}" in again for n in range(5))
+    assert again.split("<others>")[1].split("</others>")[0].split("\n", 1)[1].strip() == prompts.NOTHING
+    assert text("user", "u0", 0, 1) in found["item", "i4", 0, 1][1]
+    cut = found["user", "u3", 3, 1][1]  # a held-out user's first three items, with the profiles that u0 read as well
+    assert all(text("item", f"i{n}", 0, 0) in cut for n in (4, 5, 6)) and "thing 7" not in cut
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_makes_what_it_plans(mode, tmp_path):
+    made = loop(tmp_path)
+    built = made.run(mode, rounds=2, epsilon=0)
+    counts = plan(made.visible, mode, 2)
+    for side in ("user", "item", "cut"):
+        assert sum(done.profiles for done in built.rounds if done.side == side) == counts[side]
+    kinds = {key[0] for key in stored(tmp_path)}
+    assert kinds == {"user-only": {"user"}, "item-only": {"item"}}.get(mode, {"user", "item"})
+    if mode == "item-only":  # from what its users chose besides
+        assert "- thing 0\n" in stored(tmp_path)["item", "i4", 0, 0][1].split("<customers>")[1]
+
+
+def test_no_prompt_knows_what_is_held_out(tmp_path):
+    """Other items for the held-out users, from the first on that no profile may see: nothing but their own longer
+    cuts may change."""
+    changed = copy.deepcopy(SEQUENCES)
+    changed[3][1:], changed[4][3:] = [0, 1, 2], [7]
+    for name, sequences in (("a", SEQUENCES), ("b", changed)):
+        loop(tmp_path / name, sequences).run("full", rounds=3, epsilon=0)
+    a, b = stored(tmp_path / "a"), stored(tmp_path / "b")
+    assert a.keys() == b.keys()
+    assert {key for key in a if a[key] != b[key]} == {("user", "u3", 3, 2)}  # u4's cuts end before its change
+
+
+def test_a_profile_at_a_cut_knows_nothing_of_what_comes_after(tmp_path):
+    """Everything after the first item of a training user changes. Item profiles may know of it, as they are made of
+    training interactions; the user's own profile at cut 1, while it reads items and neighbours alone, may not."""
+    changed = copy.deepcopy(SEQUENCES)
+    changed[0][1:] = [7, 6, 5, 4]
+    for name, sequences in (("a", SEQUENCES), ("b", changed)):
+        loop(tmp_path / name, sequences).run("single-pass")
+    a, b = stored(tmp_path / "a"), stored(tmp_path / "b")
+    assert a["user", "u0", 1, 0] == b["user", "u0", 1, 0]
+    assert a["user", "u0", 3, 0] != b["user", "u0", 3, 0]
+
+
+class Moody(Echo):
+    """Says nothing of use to some prompts, once or always."""
+
+    def __init__(self, recovers):
+        super().__init__()
+        self.recovers, self.seeds = recovers, []
+
+    def write(self, asked, seed):
+        self.seeds += [seed] * len(asked)
+        answers = super().write(asked, seed)
+        useless = lambda prompt: "thing 1." in prompt.text and not (self.recovers and seed == 23)
+        return ["..." if useless(prompt) else answer for prompt, answer in zip(asked, answers)]
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_nonsense_is_asked_for_once_more_and_then_replaced_and_counted(recovers, tmp_path):
+    writer = Moody(recovers)
+    built = loop(tmp_path, writer=writer).run("single-pass")
+    bad = writer.seeds.count(23)
+    assert bad > 0 and set(writer.seeds) == {22, 23}
+    fallen = [one for one in Store(tmp_path).profiles() if one.fallback]
+    assert sum(done.fallbacks for done in built.rounds) == len(fallen) and (not fallen) == recovers
+    assert all(one.text.startswith(("Likes", "thing")) for one in fallen)
+
+
+def test_what_is_stored_is_not_asked_for_again(tmp_path):
+    first = loop(tmp_path).run("full", rounds=2, epsilon=0)
+    writer = Echo()
+    second = loop(tmp_path, writer=writer).run("full", rounds=2, epsilon=0)
+    assert writer.asked == [] and sum(done.written for done in second.rounds) == 0
+    assert [done.distance for done in first.rounds] == [done.distance for done in second.rounds]
+
+
+class Dies(Echo):
+    def write(self, asked, seed):
+        if len(self.asked) > 12:
+            raise WriterError("the server is gone.")
+        return super().write(asked, seed)
+
+
+def test_a_loop_whose_writer_dies_goes_on_where_it_was(tmp_path):
+    dying, whole = Dies(), Echo()
+    with pytest.raises(WriterError):
+        loop(tmp_path / "a", writer=dying).run("full", rounds=2, epsilon=0)
+    after = Echo()
+    loop(tmp_path / "a", writer=after).run("full", rounds=2, epsilon=0)
+    loop(tmp_path / "b", writer=whole).run("full", rounds=2, epsilon=0)
+    assert stored(tmp_path / "a") == stored(tmp_path / "b")
+    assert sorted(dying.asked + after.asked) == sorted(whole.asked)  # nothing twice
+
+
+class Streams(Echo):
+    """Answers prompts one by one, last first, and dies after a few."""
+
+    def __init__(self, dies_after):
+        super().__init__()
+        self.left = dies_after
+
+    def stream(self, asked, seed):
+        for place in reversed(range(len(asked))):
+            if self.left == 0:
+                raise WriterError("gone.")
+            self.left -= 1
+            yield place, super().write([asked[place]], seed)[0]
+
+
+def test_every_text_that_was_paid_for_is_stored(tmp_path):
+    writer, after = Streams(5), Streams(-1)
+    with pytest.raises(WriterError):
+        loop(tmp_path, writer=writer).run("single-pass")
+    loop(tmp_path, writer=after).run("single-pass")
+    assert len(writer.asked) == 5 and not set(writer.asked) & set(after.asked)
+
+
+def test_profiles_that_settle_end_the_loop(tmp_path):
+    class Stubborn(Echo):
+        def write(self, asked, seed):
+            super().write(asked, seed)
+            return [f"always the same of {prompt.text.split('thing')[1][:2]}" for prompt in asked]
+
+    built = loop(tmp_path, writer=Stubborn()).run("full", rounds=9, epsilon=0.001)
+    assert built.converged and max(done.round for done in built.rounds) == 1
+
+
+def test_shuffled_profiles_are_the_same_texts_of_other_users(tmp_path):
+    loop(tmp_path).run("full", rounds=2, epsilon=0)
+    right, wrong = load(tmp_path), load(tmp_path, shuffled=1)
+    assert {(one.kind, one.id, one.cut, one.round) for one in right} == {
+        (one.kind, one.id, one.cut, one.round) for one in wrong}
+    moved = [one.text != other.text for one, other in zip(right, wrong)]
+    assert any(moved) and not any(change for change, one in zip(moved, right) if one.kind == "item")
+    for cut in (None, 1, 3):
+        pick = lambda some: sorted(one.text for one in some if one.kind == "user" and one.cut == cut)
+        assert pick(right) == pick(wrong)
+
+
+# From the command line
+
+
+@pytest.fixture
+def asked(tmp_path):
+    return ["profiles", "build", "--data", "shop-tiny", "--limit-users", "12", "--rounds", "2", "--out", str(tmp_path / "p")]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_commands(asked, tmp_path):
+    done = call(*asked, "--json")
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert done.exit_code == 0 and "shop-tiny, cold-start: at most" in done.stderr and told["asked"]["seed"] == 22
+    planned = int(re.search(r"at most (\d+) profiles", done.stderr).group(1))
+    assert sum(one["profiles"] for one in told["rounds"]) == planned
+    lines = [json.loads(line) for line in call("profiles", "export", tmp_path / "p").stdout.splitlines()]
+    assert len(lines) == planned
+    assert set(lines[0]) == {"kind", "id", "cut", "round", "text", "writer", "fallback"}
+    assert {one["cut"] for one in lines if one["kind"] == "user"} == {None, 1, 3, 10}
+    user = next(one["id"] for one in lines if one["kind"] == "user" and one["cut"] is None)
+    shown = call("profiles", "show", user, "--out", tmp_path / "p").stdout
+    assert f"user {user}, round 0, extractive:" in shown and "\n  + " in shown
+    again = call(*asked)
+    assert again.exit_code == 0 and re.search(r"user +0 +\d+ +0 +0", again.stdout)  # nothing was written anew
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (["--mode", "half"], "mode: 'half' is not one of full,"), (["--rounds", "0"], "rounds: 0 is below 1"),
+    (["--cuts", "a"], "cuts: 'a' is not a list"), (["--writer", "gpt"], "writer: 'gpt' is not"),
+    (["--temperature", "1"], "temperature: the extractive writer does not read it"),
+])
+def test_a_mistake_is_one_sentence(asked, wrong, said):
+    done = call(*asked, *wrong)
+    assert done.exit_code == 2 and done.stderr.startswith(f"nullrec: {said}") and done.stderr.count("\n") == 1
+
+
+def test_a_folder_is_for_one_build(asked, tmp_path):
+    assert call(*asked).exit_code == 0
+    done = call(*asked, "--seed", "23")
+    assert done.exit_code == 2 and "holds other profiles (seed differ)" in done.stderr
+    done = call("profiles", "show", "nobody", "--out", tmp_path / "p")
+    assert done.exit_code == 2 and "no user or item 'nobody' has a profile here" in done.stderr
+
+
+def test_what_is_exported_is_what_is_loaded(tmp_path):
+    build(tmp_path, data="shop-tiny", limit_users=8, rounds=1, say=len)
+    last = [json.loads(line) for line in export(tmp_path)]
+    assert [one["text"] for one in last] == [one.text for one in load(tmp_path)]
+
+
+def test_wrong_input_is_told_before_anything_is_made(tmp_path):
+    with pytest.raises(InputError, match="mode"):
+        build(tmp_path / "p", data="shop-tiny", mode="x", say=len)
+    assert not (tmp_path / "p").exists()
