@@ -43,7 +43,8 @@ def test_equal_terms_come_in_the_order_of_what_is_nearest(keywords):
 
 
 def test_an_item_begins_with_its_title_and_does_not_repeat_it(keywords):
-    (text,) = keywords.write([Prompt("", own=("red wool scarf",), others=("blue wool hat",), title="red wool scarf")], 0)
+    asked = Prompt("", own=("red wool scarf",), others=("blue wool hat",), title="red wool scarf")
+    (text,) = keywords.write([asked], 0)
     assert text == "red wool scarf. Liked along with blue, hat."
     assert keywords.write([Prompt("", own=("red wool scarf",), title="red wool scarf")], 0) == ["red wool scarf."]
 

@@ -2,13 +2,11 @@
 
 import copy
 import json
+import multiprocessing
+import random
 import re
-import signal
-import subprocess
-import sys
 import time
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,7 +18,7 @@ from nullrec_lib.profiles.build import build, export, load
 from nullrec_lib.profiles.loop import MODES, Loop, plan
 from nullrec_lib.profiles.store import Store
 from nullrec_lib.profiles.visible import visible
-from small import Echo, flat, toy
+from small import LETTERS, Echo, flat, toy
 
 SEQUENCES = [[0, 1, 2, 3, 4], [1, 2, 5], [2, 3, 6, 0, 4], [4, 5, 6, 7], [0, 2, 4, 6]]
 TRAIN = [0, 1, 2]
@@ -168,6 +166,31 @@ def test_every_text_that_was_paid_for_is_stored(tmp_path):
     assert len(writer.asked) == 5 and not set(writer.asked) & set(after.asked)
 
 
+class Slow(Echo):
+    """Its answers depend on who shares the batch, as a language model's may in their last digits."""
+
+    def write(self, asked, seed):
+        time.sleep(0.1)
+        together = " ".join(prompt.text for prompt in asked)
+        return [one + flat([together])[0].tobytes().hex().translate(LETTERS) for one in super().write(asked, seed)]
+
+
+def test_a_build_killed_at_ten_random_moments_ends_like_one_left_alone(tmp_path):
+    work = lambda folder: loop(folder, writer=Slow()).run("full", rounds=3, epsilon=0)
+    work(tmp_path / "alone")
+    moments = random.Random(5)
+    for _ in range(10):
+        child = multiprocessing.get_context("fork").Process(target=work, args=(tmp_path / "killed",))
+        child.start()
+        child.join(moments.uniform(0.05, 0.2))
+        child.kill()
+        child.join()
+    some = len(stored(tmp_path / "killed"))
+    work(tmp_path / "killed")
+    assert some < len(stored(tmp_path / "killed"))  # it had not ended by itself
+    assert stored(tmp_path / "killed") == stored(tmp_path / "alone")
+
+
 def test_profiles_that_settle_end_the_loop(tmp_path):
     class Stubborn(Echo):
         def write(self, asked, seed):
@@ -195,7 +218,8 @@ def test_shuffled_profiles_are_the_same_texts_of_other_users(tmp_path):
 
 @pytest.fixture
 def asked(tmp_path):
-    return ["profiles", "build", "--data", "shop-tiny", "--limit-users", "12", "--rounds", "2", "--out", str(tmp_path / "p")]
+    return ["profiles", "build", "--data", "shop-tiny", "--limit-users", "12", "--rounds", "2", "--out",
+            str(tmp_path / "p")]
 
 
 def call(*arguments):
