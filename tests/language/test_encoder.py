@@ -106,6 +106,13 @@ def test_embeddings_are_made_once_and_kept_with_a_record(tmp_path, model, encode
     assert len(encoded) == 1 and len(files(cache)) == 2
 
 
+@pytest.mark.parametrize("template, key", [(None, "15b237b2dfb26fde"), ("{title}", "70e86aa2444f625d")])
+def test_keys_stay_what_they_are(tmp_path, model, encoded, template, key):
+    embed_items(ITEMS, str(model), tmp_path, template=template)  # users have caches under these names
+    assert [path.stem for path in files(tmp_path)] == [key, key]
+    assert identity(str(model)) == "5ac515b8d110b204ae842da7a97777423ec5324dc06145939106b63b831f9b06"
+
+
 def test_the_second_call_cannot_encode(tmp_path, model, encoded, monkeypatch):
     rows = embed_items(ITEMS, str(model), tmp_path)
     monkeypatch.setattr(encoder, "encode", lambda *_: pytest.fail("encoded again"))
