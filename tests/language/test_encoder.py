@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import cache_folder
 from nullrec_lib.language import encoder
-from nullrec_lib.language.encoder import DEFAULT, KNOWN_WEIGHTS, embed_items, find, identity, item_texts, weights_sha256
+from nullrec_lib.language.encoder import DEFAULT, embed_items, identity, item_texts
+from nullrec_lib.language.encoders import sentence
+from nullrec_lib.language.encoders.folders import weights_sha256
+from nullrec_lib.language.encoders.sentence import KNOWN_WEIGHTS, find
 
-PACKAGE = encoder.OFFLINE_PACKAGES[DEFAULT]
+PACKAGE = sentence.OFFLINE_PACKAGES[DEFAULT]
 needs_weights = pytest.mark.skipif(find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed")
 
 
@@ -75,7 +78,7 @@ def encoded(monkeypatch):
         vector = np.frombuffer(digest, np.uint8).astype(np.float32) - 128
         return vector / np.linalg.norm(vector)
 
-    def fake(texts, name=DEFAULT, batch_size=64):
+    def fake(texts, name=DEFAULT):
         calls.append(list(texts))
         return np.stack([row(name, text) for text in texts])
 
@@ -310,7 +313,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path, name)
         raise ConnectionError("three\nlines\nof trouble")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    monkeypatch.setattr(encoder, "OFFLINE_PACKAGES", {DEFAULT: "no_such_package_is_installed"})
+    monkeypatch.setattr(sentence, "OFFLINE_PACKAGES", {DEFAULT: "no_such_package_is_installed"})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"^encoder: '{name}' is no folder.*ConnectionError") as caught:
         find(name)
@@ -330,7 +333,7 @@ def test_weights_under_a_known_name_are_verified(tmp_path, encoded):
 
 def test_weights_from_the_hub_are_verified_too(monkeypatch, model, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(model))
-    monkeypatch.setattr(encoder, "OFFLINE_PACKAGES", {})
+    monkeypatch.setattr(sentence, "OFFLINE_PACKAGES", {})
     monkeypatch.chdir(tmp_path)
     for name in (DEFAULT, f"sentence-transformers/{DEFAULT}"):
         with pytest.raises(InputError, match="SHA-256 differs"):
