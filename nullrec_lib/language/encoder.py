@@ -1,10 +1,11 @@
-"""What is said: item texts → embeddings, cached with a record of what made them."""
+"""What is said: texts → embeddings, cached with a record of what made them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import string
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,17 @@ from safetensors.torch import load_file
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import cache_folder, write_json, write_tensors
-from nullrec_lib.language.encoders import unit
+from nullrec_lib.language.encoders import Encoder, digest, unit
+from nullrec_lib.language.encoders.causal import Causal
 from nullrec_lib.language.encoders.sentence import DEFAULT, Sentence
+from nullrec_lib.language.vectors import Vectors
 
 TEMPLATE = "{title}. {description}"
 """Item text; without a description the title stands alone. Attributes are part of the description column."""
 FIELDS = ("title", "description")
 
+KINDS = {"lm": Causal}
+"""What may stand before a colon; without one, an encoder is a sentence-transformers model."""
 GIVEN = "given"
 """Not a model: the embeddings that came with the data; `given:NAME` where there are several."""
 
@@ -58,30 +63,73 @@ def template_fields(template: str) -> list[str]:
 
 
 def identity(encoder: str) -> str:
-    """SHA-256 of what an encoder is, wherever it lies: of a model's files, or of a file of embeddings. Embeddings
-    that came with the data are in the data's fingerprint: here their name is enough.
+    """SHA-256 of what an encoder is, wherever it lies: of a model's files, of a server's address and its model's name,
+    or of a file of embeddings. Embeddings that came with the data are in the data's fingerprint: here their name is
+    enough.
 
     Raises:
         InputError: there is no such encoder or file.
     """
     if _is_given(encoder):
         return encoder
-    if not encoder.endswith(".safetensors"):
-        return Sentence(encoder).revision
+    if not _is_file(encoder):
+        return _encoder(encoder).revision
     path = Path(encoder)
     if not path.is_file():
         raise InputError(f"encoder: there is no file {path}.")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def short_name(encoder: str) -> str:
+    """What tables call an encoder: without folders, a server without its address."""
+    if not (kind := _kind(encoder)):
+        return Path(encoder).name
+    return f"{kind}:{Path(encoder.partition(':')[2].rpartition('#')[2]).name}"
+
+
 def encode(texts: list[str], encoder: str = DEFAULT) -> np.ndarray:
-    """(n, d_l) float32 unit-norm embeddings of n ≥ 1 texts.
+    """(n, d_l) float32 unit-norm embeddings of n ≥ 1 texts, made now.
 
     Raises:
-        InputError: see `Encoder`.
+        InputError: there is no such encoder, or it fails.
     """
-    parts = list(Sentence(encoder).encode(texts))
+    parts = list(_encoder(encoder).encode(texts))
     return np.concatenate([part.rows for part in parts])[np.argsort(np.concatenate([part.places for part in parts]))]
+
+
+def embed_texts(texts: list[str], encoder: str = DEFAULT, cache: Path | None = None) -> np.ndarray:
+    """(n, d_l) float32 unit-norm embeddings of n ≥ 1 texts, each text encoded once and then read from the cache.
+
+    Each part that is encoded is kept at once: after a crash, the same call goes on from there.
+
+    Args:
+        texts: any; one that comes several times is encoded once.
+        encoder: a model, `lm:` or `server:`, see `embed_items`.
+        cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
+
+    Raises:
+        InputError: there are no texts, there is no such encoder or it fails, its embeddings are made already, or the
+            cache cannot be used.
+    """
+    if _is_given(encoder) or _is_file(encoder):
+        raise InputError(f"encoder: the embeddings in {encoder} are made already and read no text; name a model.")
+    return _kept(texts, encoder, cache)[0]
+
+
+def _kept(texts: list[str], encoder: str, cache: Path | None) -> tuple[np.ndarray, dict[str, int]]:
+    """What `embed_texts` returns, and the tokens that a server counted for it, now and ever."""
+    if not texts:
+        raise InputError("encoder: there are no texts to embed; give at least one.")
+    made = _encoder(encoder)
+    path = (cache or cache_folder()) / "texts" / f"{made.revision[:16]}.sqlite"
+    spent = 0
+    with closing(Vectors(path, {"encoder": encoder, **made.made_by})) as vectors:
+        if new := vectors.missing(texts):
+            with closing(made.encode(new)) as parts:  # closed at an error, or a server would be asked on and on
+                for part in parts:
+                    vectors.add([new[i] for i in part.places], part.rows, part.tokens)
+                    spent += part.tokens
+        return vectors.rows(texts), {"tokens": spent, "tokens_in_all": vectors.tokens()}
 
 
 def embed_items(
@@ -95,41 +143,42 @@ def embed_items(
 
     Args:
         items: columns `item_id`, `title`, `description`; row i = item id i.
-        encoder: a sentence-transformers model (see `find`); a .safetensors file in this cache's format, made
-            elsewhere, with its JSON beside it; or `given`, `given:NAME`. Rows are brought to unit norm.
+        encoder: a sentence-transformers model (see `sentence.find`); `lm:PATH_OR_HUB_NAME`, a language model; or
+            a .safetensors file in this cache's format, made elsewhere, with its
+            JSON beside it; or `given`, `given:NAME`. Rows are brought to unit norm.
         cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
         given: `Dataset.embeddings`, what came with the data.
         template: of the item texts, see `item_texts`.
 
     Raises:
-        InputError: the encoder cannot be found, there is no text for it, stored embeddings do not belong to these
-            items, or a template is given for embeddings that are made already.
+        InputError: the encoder cannot be found or fails, there is no text for it, stored embeddings do not belong to
+            these items, or a template is given for embeddings that are made already.
     """
-    if template is not None and (_is_given(encoder) or encoder.endswith(".safetensors")):
+    if template is not None and (_is_given(encoder) or _is_file(encoder)):
         raise InputError(f"template: the embeddings in {encoder} are made already; leave one of the two out.")
     if _is_given(encoder):
         return unit(*_given(given or {}, encoder))
     ids = list(items["item_id"])
-    if encoder.endswith(".safetensors"):
+    if _is_file(encoder):
         return _read(Path(encoder), ids)
     texts = item_texts(items, template)
     if not any(texts):
         use = f"use encoder={GIVEN}, the embeddings that came with the data" if given else "give .safetensors instead"
         raise InputError(f"encoder: the items have no text that {encoder} could read; {use}.")
+    made = _encoder(encoder)
     record = {
         "encoder": encoder,
-        **Sentence(encoder).made_by,
+        **made.made_by,
         "template": TEMPLATE if template is None else template,
         "text_sha256": hashlib.sha256("\x1f".join(texts).encode()).hexdigest(),
         "item_ids": ids,
     }
     made_by = {name: value for name, value in record.items() if name != "encoder"}  # a path is not what made it
-    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-    path = (cache or cache_folder()) / "embeddings" / f"{key}.safetensors"
+    path = (cache or cache_folder()) / "embeddings" / f"{digest(made_by)[:16]}.safetensors"
     if not (path.exists() and path.with_suffix(".json").exists()):
-        rows = encode(texts, encoder)
+        rows, spent = _kept(texts, encoder, cache) if made.dear else (encode(texts, encoder), {})
         write_tensors(path, {"embeddings": torch.from_numpy(rows)})
-        write_json(path.with_suffix(".json"), record | {"shape": list(rows.shape)})
+        write_json(path.with_suffix(".json"), record | spent | {"shape": list(rows.shape)})
     return _read(path, ids)
 
 
@@ -151,6 +200,21 @@ def _read(path: Path, ids: list[str]) -> np.ndarray:
             "(or in another order); remove it, or make it again for this catalogue."
         )
     return unit(rows, str(path))
+
+
+def _kind(encoder: str) -> str:
+    """What stands before the colon where that is one of `KINDS`, or nothing."""
+    kind, colon, _ = encoder.partition(":")
+    return kind if colon and kind in KINDS else ""
+
+
+def _encoder(name: str) -> Encoder:
+    kind = _kind(name)
+    return KINDS[kind](name.partition(":")[2]) if kind else Sentence(name)
+
+
+def _is_file(encoder: str) -> bool:
+    return not _kind(encoder) and encoder.endswith(".safetensors")
 
 
 def _is_given(encoder: str) -> bool:

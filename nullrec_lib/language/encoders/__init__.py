@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import Any, Iterator, Protocol, Sequence
+from typing import Any, Generator, Protocol, Sequence
 
 import numpy as np
 
@@ -32,12 +34,18 @@ class Encoder(Protocol):
     dear: bool
     """Whether each row is worth keeping the moment it comes: servers are paid, and large models take hours."""
 
-    def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
+    def encode(self, texts: Sequence[str]) -> Generator[Encoded, None, None]:
         """Every text once, a part at a time, in any order; a part that has come stays good if a later one fails.
+        To be closed by who stops half-way: it may hold a model or requests.
 
         Raises:
             InputError: the model cannot be used, or the server does not answer as it should.
         """
+
+
+def digest(made_by: dict[str, Any]) -> str:
+    """64 hex digits of a record, whatever the order of its fields."""
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
 
 
 def unit(rows: np.ndarray, place: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Generator, Sequence
 
 import torch
 
@@ -70,7 +70,7 @@ class Sentence:
     def revision(self) -> str:
         return model_sha256(self.folder)
 
-    def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
+    def encode(self, texts: Sequence[str]) -> Generator[Encoded, None, None]:
         if not ((self.folder / "modules.json").is_file() or (self.folder / "config.json").is_file()):
             raise InputError(f"encoder: {self.folder} holds no model (neither modules.json nor config.json).")
         from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
