@@ -19,13 +19,14 @@ from nullrec_lib.files import cache_folder, write_json, write_tensors
 from nullrec_lib.language.encoders import Encoder, digest, unit
 from nullrec_lib.language.encoders.causal import Causal
 from nullrec_lib.language.encoders.sentence import DEFAULT, Sentence
+from nullrec_lib.language.encoders.server import Server
 from nullrec_lib.language.vectors import Vectors
 
 TEMPLATE = "{title}. {description}"
 """Item text; without a description the title stands alone. Attributes are part of the description column."""
 FIELDS = ("title", "description")
 
-KINDS = {"lm": Causal}
+KINDS = {"lm": Causal, "server": Server}
 """What may stand before a colon; without one, an encoder is a sentence-transformers model."""
 GIVEN = "given"
 """Not a model: the embeddings that came with the data; `given:NAME` where there are several."""
@@ -144,7 +145,7 @@ def embed_items(
     Args:
         items: columns `item_id`, `title`, `description`; row i = item id i.
         encoder: a sentence-transformers model (see `sentence.find`); `lm:PATH_OR_HUB_NAME`, a language model; or
-            a .safetensors file in this cache's format, made elsewhere, with its
+            `server:URL#MODEL`, one that is asked; a .safetensors file in this cache's format, made elsewhere, with its
             JSON beside it; or `given`, `given:NAME`. Rows are brought to unit norm.
         cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
         given: `Dataset.embeddings`, what came with the data.
