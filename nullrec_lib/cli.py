@@ -136,7 +136,9 @@ def methods(as_json: AsJson = False) -> None:
 @speaks
 def spectrum(
     data: Data = "shop",
-    encoder: Annotated[Optional[str], typer.Option(help="Default: all-MiniLM-L6-v2.")] = None,
+    encoder: Annotated[Optional[str], typer.Option(
+        help="A sentence-transformers model (default: all-MiniLM-L6-v2), lm:PATH, server:URL#MODEL, a .safetensors "
+        "file or given.")] = None,
     width: Annotated[int, typer.Option(help="Kept directions, for the nullity of the clipped space.")] = 128,
     scale: Annotated[Optional[float], typer.Option(help="Of unit-norm embeddings; default √d_l.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,

@@ -26,7 +26,7 @@ from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
 from nullrec_lib.files import alone, write_json, write_tensors
-from nullrec_lib.language.encoder import embed_items, identity
+from nullrec_lib.language.encoder import embed_items, identity, short_name
 from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.method import Material
@@ -196,7 +196,7 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     write_tensors(folder / RANKS, tensors)
     result = {
         "key": key, "method": spec.method, "backbone": spec.backbone if spec.method in METHODS else None,
-        "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": Path(spec.encoder).name,
+        "data": dataset.name, "split": spec.split, "keep": spec.keep, "encoder": short_name(spec.encoder),
         "seed": spec.seed,
     }
     for (part, name), rank in ranks.items():

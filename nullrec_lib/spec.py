@@ -42,7 +42,7 @@ class Spec:
     tail_user: int | None = None  # users with fewer interactions are tail; None is the 80/20 rule
     tail_item: int | None = None  # items with fewer training interactions are tail; None is the 80/20 rule
     # language
-    encoder: str = DEFAULT  # a name, a model folder, a .safetensors file of embeddings, or given
+    encoder: str = DEFAULT  # a name, a folder, lm:…, server:…, a .safetensors file of embeddings, or given
     scale: float | None = None  # of unit-norm embeddings; None is √d_l
     template: str | None = None  # of item texts; None is "{title}. {description}"
     # method

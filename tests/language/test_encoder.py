@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import cache_folder
 from nullrec_lib.language import encoder
-from nullrec_lib.language.encoder import DEFAULT, KNOWN_WEIGHTS, embed_items, find, identity, item_texts, weights_sha256
+from nullrec_lib.language.encoder import DEFAULT, embed_items, identity, item_texts
+from nullrec_lib.language.encoders import sentence
+from nullrec_lib.language.encoders.folders import weights_sha256
+from nullrec_lib.language.encoders.sentence import KNOWN_WEIGHTS, find
 
-PACKAGE = encoder.OFFLINE_PACKAGES[DEFAULT]
+PACKAGE = sentence.OFFLINE_PACKAGES[DEFAULT]
 needs_weights = pytest.mark.skipif(find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed")
 
 
@@ -75,7 +78,7 @@ def encoded(monkeypatch):
         vector = np.frombuffer(digest, np.uint8).astype(np.float32) - 128
         return vector / np.linalg.norm(vector)
 
-    def fake(texts, name=DEFAULT, batch_size=64):
+    def fake(texts, name=DEFAULT):
         calls.append(list(texts))
         return np.stack([row(name, text) for text in texts])
 
@@ -104,6 +107,13 @@ def test_embeddings_are_made_once_and_kept_with_a_record(tmp_path, model, encode
     again = embed_items(ITEMS.copy(), str(model), cache)
     np.testing.assert_array_equal(again, rows)
     assert len(encoded) == 1 and len(files(cache)) == 2
+
+
+@pytest.mark.parametrize("template, key", [(None, "15b237b2dfb26fde"), ("{title}", "70e86aa2444f625d")])
+def test_keys_stay_what_they_are(tmp_path, model, encoded, template, key):
+    embed_items(ITEMS, str(model), tmp_path, template=template)  # users have caches under these names
+    assert [path.stem for path in files(tmp_path)] == [key, key]
+    assert identity(str(model)) == "5ac515b8d110b204ae842da7a97777423ec5324dc06145939106b63b831f9b06"
 
 
 def test_the_second_call_cannot_encode(tmp_path, model, encoded, monkeypatch):
@@ -303,7 +313,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path, name)
         raise ConnectionError("three\nlines\nof trouble")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    monkeypatch.setattr(encoder, "OFFLINE_PACKAGES", {DEFAULT: "no_such_package_is_installed"})
+    monkeypatch.setattr(sentence, "OFFLINE_PACKAGES", {DEFAULT: "no_such_package_is_installed"})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"^encoder: '{name}' is no folder.*ConnectionError") as caught:
         find(name)
@@ -323,7 +333,7 @@ def test_weights_under_a_known_name_are_verified(tmp_path, encoded):
 
 def test_weights_from_the_hub_are_verified_too(monkeypatch, model, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(model))
-    monkeypatch.setattr(encoder, "OFFLINE_PACKAGES", {})
+    monkeypatch.setattr(sentence, "OFFLINE_PACKAGES", {})
     monkeypatch.chdir(tmp_path)
     for name in (DEFAULT, f"sentence-transformers/{DEFAULT}"):
         with pytest.raises(InputError, match="SHA-256 differs"):
