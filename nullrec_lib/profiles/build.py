@@ -15,7 +15,7 @@ from nullrec_lib.data.interactions import cut
 from nullrec_lib.data.splits import split as make_split
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json
-from nullrec_lib.language.encoder import DEFAULT, encode
+from nullrec_lib.language.encoder import DEFAULT, embed_texts
 from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.loop import Built, Loop, plan
@@ -73,7 +73,7 @@ def build(
     say(f"{data}, {split}: at most {counts['all']:,} profiles ({counts['user']:,} of users, {counts['item']:,} of "
         f"items, {counts['cut']:,} of users at cuts {', '.join(map(str, cuts))}) by {who.name}.")
     ids = list(dataset.user_ids), list(dataset.items["item_id"])
-    loop = Loop(seen, ids, who, out, partial(encode, encoder=encoder), seed)
+    loop = Loop(seen, ids, who, out, partial(embed_texts, encoder=encoder), seed)
     return loop.run(mode, rounds, epsilon, made_of)
 
 
