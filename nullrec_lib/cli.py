@@ -491,3 +491,46 @@ def export(
         raise InputError(f"format: {format!r} is not jsonl.")
     for line in lines(folder):
         print(line)
+
+
+@model_app.command("build")
+@speaks
+def build_model(
+    out: Annotated[Path, typer.Option(help="Folder of the model, an ordinary one of `transformers`.")],
+    data: Data = "shop",
+    split: Annotated[str, typer.Option(help="cold-start, leave-one-out, or given by the data.")] = "cold-start",
+    keep: Annotated[Optional[str], typer.Option(help="first:N or last:N interactions per user.")] = None,
+    base: Annotated[Optional[str], typer.Option(
+        help="A pretrained causal model to fine-tune, a folder or a name on the hub; without, a small one is trained "
+        "from scratch.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="With --base: train low-rank adapters, merged in the end.")] = False,
+    steps: Annotated[Optional[int], typer.Option(help="Of pretraining, without a base.")] = None,
+    sft_steps: Annotated[Optional[int], typer.Option(help="Of fine-tuning on profiles.")] = None,
+    limit_users: Annotated[Optional[int], typer.Option(help="Learn from so many users only, drawn.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and drawn users.")] = 22,
+    as_json: AsJson = False,
+) -> None:
+    """A language model that writes profiles: from scratch in minutes, or a pretrained one fine-tuned.
+
+    nullrec model build --data shop --out models/shop
+    nullrec model build --data shop --base PATH_OR_HUB_NAME --lora --out models/large
+
+    It learns from the extractive writer's profiles of items and training users. Its held-out perplexity and some
+    answers are printed, and stored in build.json. A build that was stopped goes on after its last whole stage.
+    """
+    from nullrec_lib.language import model
+    from nullrec_lib.profiles.build import examples
+
+    pairs, corpus = examples(data, split, keep, seed=seed, limit_users=limit_users)
+    given = {"steps": steps, "sft_steps": sft_steps}
+    record = model.build(pairs, corpus, out, base, lora, seed,
+                         **{name: value for name, value in given.items() if value is not None})
+    if as_json:
+        print(json.dumps(record | {"out": str(out)}, ensure_ascii=False))
+        return
+    before, after = (record["perplexity"][when] for when in ("before", "after"))
+    print(f"{record['parameters']:,} parameters, {record['pairs']['train']:,} pairs; perplexity of "
+          f"{record['pairs']['held_out']:,} held-out profiles {before:.2f} before fine-tuning, {after:.2f} after")
+    for sample in record["samples"]:
+        print(f"\n{sample['prompt'].strip()}\n  should be: {sample['profile']}\n  written:   {sample['written']}")
+    print(f"\nmodel in {out}: --writer local:{out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,28 @@ def build(
     ids = list(dataset.user_ids), list(dataset.items["item_id"])
     loop = Loop(seen, ids, who, out, partial(embed_texts, encoder=encoder), seed)
     return loop.run(mode, rounds, epsilon, made_of)
+
+
+def examples(
+    data: str = "shop", split: str = "cold-start", keep: str | None = None, rounds: int = 2, words: int = 400,
+    seed: int = 22, limit_users: int | None = None,
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """What a language model can learn to write profiles from: (prompt, extractive profile) pairs, and item texts.
+
+    Of items and whole training users only, so nothing that is held out is among them.
+
+    Args:
+        rounds: of the loop whose prompts they are; from the second on, users are told of items by their profiles.
+        words: of a prompt at most, so that prompts fit into a small model's context.
+    """
+    dataset = cut(sets.load(data), keep)
+    seen = visible(dataset, make_split(dataset, split), (1,), limit_users, seed)
+    who = make_writer("extractive", seen.texts)
+    who.context = words
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(seen, (list(dataset.user_ids), list(dataset.items["item_id"])), who, Path(folder), None, seed)
+        loop.run("full", rounds, 0.0)
+        return loop.store.pairs(), list(seen.texts)
 
 
 def _claim(out: Path, asked: dict[str, Any]) -> None:

@@ -94,14 +94,15 @@ class Loop:
     """One build of profiles into one folder."""
 
     def __init__(self, visible: Visible, ids: tuple[Sequence[str], Sequence[str]], writer: Writer, folder: Path,
-                 encode: Encode, seed: int = 22):
+                 encode: Encode | None, seed: int = 22):
         """
         Args:
             visible: all that may be known.
             ids: the source's ids of users and items, by number.
             writer: who writes. Where its answer is no use twice, the extractive writer's stands in.
             folder: of the store.
-            encode: texts → (n, d) float32 of unit norm, to see how far profiles moved.
+            encode: texts → (n, d) float32 of unit norm, to see how far profiles moved; None does not look, and the
+                loop then takes all its rounds.
             seed: of the writer, and of the sample of subjects that are compared.
         """
         self.visible, self.writer, self.seed, self.encode = visible, writer, seed, encode
@@ -132,7 +133,7 @@ class Loop:
             if mode != "user-only":
                 previous, items = items, self._side("item", t, self._item_prompts(users), built, last, moved)
             sides = [done for done in built.rounds if done.round == t]
-            if t and all(done.cosine_distance < epsilon for done in sides):
+            if t and self.encode and all(done.cosine_distance < epsilon for done in sides):
                 built.converged = True
                 break
         if mode != "item-only":  # as the whole users of the last round were made
@@ -216,7 +217,7 @@ class Loop:
         texts = [text for text, _ in answers]
         done = dict(side=side, round=t, profiles=len(texts), written=written,
                     fallbacks=sum(fallback for _, fallback in answers), seconds=time.perf_counter() - started)
-        if side != "cut":
+        if side != "cut" and self.encode:
             sample = np.random.default_rng(self.seed).permutation(len(texts))[:COMPARED]
             now = self.encode([texts[place] for place in sample])
             done["homogenisation"] = mean_cosine(now)

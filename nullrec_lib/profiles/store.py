@@ -120,6 +120,13 @@ class Store:
         for kind_, id_, cut, round_, text, writer, fallback, place in self._base.execute(query, (kind, id)):
             yield Profile(kind_, id_, cut or None, round_, text, writer, bool(fallback), place)
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """(prompt, text) of items and of training users as a whole, each once, in the order of their rounds: examples
+        for a writer to learn from. Users at cuts are left out, as held-out users are among them."""
+        query = ("select prompt, text from profiles join texts using (key) where cut = 0 "
+                 "group by key order by min(round), kind, min(place)")
+        return self._base.execute(query).fetchall()
+
     def close(self) -> None:
         self._base.close()
 

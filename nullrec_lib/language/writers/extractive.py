@@ -36,10 +36,11 @@ class Extractive:
     context = None
 
     def __init__(self, corpus: Sequence[str]):
-        """Learn the terms and how common they are from the catalogue's texts, which hold no interactions."""
+        """Learn the terms and how common they are from the catalogue's texts, which hold no interactions. What less
+        than three texts have (fewer, of a small catalogue) is chance neighbours and can tie no tastes together."""
         self.usage = Usage()
         self._terms = CountVectorizer(
-            ngram_range=(1, 2), stop_words=sorted(ENGLISH_STOP_WORDS | _OURS), binary=True, dtype=np.float32,
+            ngram_range=(1, 2), min_df=max(1, min(3, len(corpus) // 50)), stop_words=sorted(ENGLISH_STOP_WORDS | _OURS), binary=True, dtype=np.float32,
             token_pattern=r"(?u)\b[^\W\d_][\w'-]+\b",
         )
         held = self._terms.fit_transform(corpus)
