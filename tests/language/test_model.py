@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.language import model
+from nullrec_lib.language import model, tuning
 from nullrec_lib.language.model import build, split
 from nullrec_lib.language.writers import Prompt
 from nullrec_lib.language.writers.local import Local
@@ -45,7 +45,9 @@ def test_an_ordinary_folder(built):
     # What a server reads: sampling at the temperature that it is asked for.
     assert json.loads((built / "generation_config.json").read_text())["do_sample"] is True
     assert tokenizer.padding_side == "left"
-    assert tokenizer.decode(tokenizer("Ünknown ☃ words")["input_ids"]) == "Ünknown ☃ words"
+    assert tokenizer.decode(tokenizer("Ünknown ☃ words")["input_ids"]) == " ünknown ☃ words"
+    chair = tokenizer("Chair")["input_ids"]  # the same wherever it stands, so that it can be copied
+    assert tokenizer("of chair")["input_ids"][-len(chair) :] == chair
 
 
 def test_it_is_not_made_again(built, monkeypatch):
@@ -65,24 +67,24 @@ def test_an_interrupted_build_goes_on(built, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    for stage, survives in (("_save", False), ("_fine_tune", True), ("_samples", True)):
+    for module, stage, survives in ((tuning, "save", False), (tuning, "fine_tune", True), (model, "_samples", True)):
         with monkeypatch.context() as patch:
-            patch.setattr(model, stage, interrupt)
+            patch.setattr(module, stage, interrupt)
             if stage == "_samples":
-                patch.setattr(model, "_pretrain", refuse)
+                patch.setattr(tuning, "pretrain", refuse)
             with pytest.raises(KeyboardInterrupt):
                 build(PAIRS, CORPUS, out, **TINY)
         assert not out.exists()
         kept = [path.name for path in (tmp_path / ".out.building").iterdir()]
         assert any(re.fullmatch("pretrained-[0-9a-f]{64}", name) for name in kept) == survives
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_pretrain", refuse)
+        patch.setattr(tuning, "pretrain", refuse)
         with pytest.raises(AssertionError):  # of another call
             build(PAIRS, CORPUS, tmp_path / "out", **TINY | {"steps": 3})
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(model, "_fine_tune", interrupt)
+        patch.setattr(tuning, "fine_tune", interrupt)
         build(PAIRS, CORPUS, out, **TINY)
-    monkeypatch.setattr(model, "_pretrain", refuse)
+    monkeypatch.setattr(tuning, "pretrain", refuse)
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     build(PAIRS, CORPUS, out, **TINY)
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == state
@@ -137,8 +139,8 @@ def test_the_profile_is_learned_and_not_the_prompt(built, tmp_path):
     total, count = nll(built, train)  # one step over all pairs: its loss is the base's
     assert record["fine_tuning"]["loss"] == pytest.approx(total / count, rel=1e-5)
     assert record["fine_tuning"]["tokens"] == sum(
-        len(AutoTokenizer.from_pretrained(built)(f"{prompt}{profile}")["input_ids"]) + 5 for prompt, profile in train
-    )
+        len(ids) for pair in train for ids in AutoTokenizer.from_pretrained(built)(list(pair))["input_ids"]
+    ) + 5 * len(train)
     for name, folder in (("before", built), ("after", tmp_path / "out")):
         total, count = nll(folder, test)
         assert record["perplexity"][name] == pytest.approx(math.exp(total / count), rel=1e-5)
