@@ -23,7 +23,7 @@ from nullrec_lib.language.writers.local import SLACK, Local, find, load_model, l
 RECORD = "build.json"
 FINISHED = "finished"
 FIGURES = "pretraining.json"
-LEARNING_RATES = {"own": 1e-3, "base": 2e-5, "lora": 2e-4}
+LEARNING_RATES = {"own": 2e-3, "base": 2e-5, "lora": 2e-4}
 """Of fine-tuning, where none is given."""
 SAMPLES = 5
 """Held-out prompts whose answers are kept in the record."""
@@ -36,9 +36,9 @@ def build(
     base: str | None = None,
     lora: bool = False,
     seed: int = 22,
-    steps: int = 400,
+    steps: int = 200,
     sft_steps: int = 300,
-    hidden: int = 256,
+    hidden: int = 128,
     layers: int = 4,
     vocabulary: int = 8192,
     context: int = 1024,

@@ -23,16 +23,17 @@ TEMPLATE = (
 """Chat template. Roles are single tokens, so that no text around them is tokenised otherwise than on its own."""
 
 HEAD = 32
-"""Width of an attention head: many narrow heads, as copying needs places to look at rather than width."""
-BLOCK = 256
+"""Width of an attention head."""
+BLOCK = 128
 """Tokens of a block of pretraining."""
-PRETRAINING_LR = 1e-3
+PRETRAINING_LR = 2e-3
 WARMUP = 0.1
 """Part of the steps in which a learning rate rises, before it falls as a cosine to zero."""
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int):
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens: no text is unknown to it."""
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens: no text is unknown to it. Uncased and with a space
+    before every text, so that a word is the same tokens wherever it stands and a small model can copy it."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -108,7 +109,7 @@ def pretrain(
 
 
 def fine_tune(
-    model, tokenizer, rows: list[dict[str, list[int]]], out: Path, settings: dict[str, Any]
+    model, tokenizer, rows: list[dict[str, Any]], out: Path, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Supervised fine-tuning on encoded pairs, saved in `out`. TRL takes the labels as they are: with its own
     template of the whole conversation, what is learned could differ from what a writer reads and writes."""

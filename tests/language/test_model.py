@@ -80,7 +80,8 @@ def test_an_interrupted_build_goes_on(built, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "pretrain", refuse)
         with pytest.raises(AssertionError):  # of another call
-            build(PAIRS, CORPUS, tmp_path / "out", **TINY | {"steps": 3})
+            build(PAIRS, CORPUS, out, **TINY | {"steps": 3})
+    assert not list((tmp_path / ".out.building").iterdir())
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         patch.setattr(tuning, "fine_tune", interrupt)
         build(PAIRS, CORPUS, out, **TINY)
