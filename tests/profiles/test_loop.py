@@ -18,7 +18,7 @@ from nullrec_lib.profiles.build import build, export, load
 from nullrec_lib.profiles.loop import MODES, Loop, plan
 from nullrec_lib.profiles.store import Store
 from nullrec_lib.profiles.visible import visible
-from small import LETTERS, Echo, flat, toy
+from foreseen import LETTERS, Echo, flat, toy
 
 SEQUENCES = [[0, 1, 2, 3, 4], [1, 2, 5], [2, 3, 6, 0, 4], [4, 5, 6, 7], [0, 2, 4, 6]]
 TRAIN = [0, 1, 2]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from small import Echo
+from foreseen import Echo
 from nullrec_lib.errors import InputError
 from nullrec_lib.profiles import prompts
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from small import toy
+from foreseen import toy
 from nullrec_lib import data
 from nullrec_lib.data.splits import split
 from nullrec_lib.errors import InputError

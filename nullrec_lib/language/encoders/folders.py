@@ -49,10 +49,11 @@ def _weights_sha256(files: tuple[tuple[Path, int], ...]) -> str:
 
 def model_sha256(folder: Path) -> str:
     """SHA-256 over names and contents of all files that decide what a model folder does to a text: weights of
-    every module, tokenizer, pooling."""
+    every module, tokenizer, pooling, chat template; not the record of how it was made (`language.model`)."""
     files = sorted(
         path for path in Path(folder).rglob("*")
-        if path.is_file() and path.suffix in (".bin", ".json", ".model", ".safetensors", ".txt")
+        if path.is_file() and path.suffix in (".bin", ".jinja", ".json", ".model", ".safetensors", ".txt")
+        and path.name != "build.json"
     )
     return _sha256(folder, tuple((path, path.stat().st_mtime_ns) for path in files))
 

@@ -27,8 +27,8 @@ class Extractive:
     """Writes the terms (words and pairs of words) that are most specific to the subject.
 
     A term that k of the subject's n texts hold, and a share p of the catalogue's, scores its log-likelihood ratio
-    k·log(k / np) − (k − np) (Dunning 1993, for Poisson counts): a word of a taste that comes back in many items beats
-    a rare word that one item happens to have. A pair of words takes the place of its words.
+    k·log(k / np) − (k − np) (Dunning 1993, for Poisson counts): a word that comes back in many items beats a rare
+    one that a single item happens to have. A pair of words takes the place of its words.
     """
 
     name = "extractive"
@@ -40,7 +40,8 @@ class Extractive:
         than three texts have (fewer, of a small catalogue) is chance neighbours and can tie no tastes together."""
         self.usage = Usage()
         self._terms = CountVectorizer(
-            ngram_range=(1, 2), min_df=max(1, min(3, len(corpus) // 50)), stop_words=sorted(ENGLISH_STOP_WORDS | _OURS), binary=True, dtype=np.float32,
+            ngram_range=(1, 2), min_df=max(1, min(3, len(corpus) // 50)), binary=True, dtype=np.float32,
+            stop_words=sorted(ENGLISH_STOP_WORDS | _OURS),
             token_pattern=r"(?u)\b[^\W\d_][\w'-]+\b",
         )
         held = self._terms.fit_transform(corpus)
