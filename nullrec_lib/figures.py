@@ -271,6 +271,45 @@ def group_heatmap(
 
 
 @_styled
+def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
+    """A profile loop by round: how far profiles moved since the round before (left), how alike they are (right).
+
+    Args:
+        frame: `side`, `round`, `distance` (NaN in the first round), `homogenisation`; see `profiles.loop.Round`.
+        rates: side → fitted geometric rate, told in the legend; None is not told.
+    """
+    figure, axes = _axes(2)
+    for colour, (side, rows) in zip(_PALETTE, frame.groupby("side", sort=False)):
+        rate = rates.get(side)
+        label = f"{side}s" + (f": × {rate:.2f} per round" if rate is not None else "")
+        axes[0].plot(rows["round"], rows["distance"], "o-", ms=4, lw=1.3, color=colour, label=label)
+        axes[1].plot(rows["round"], rows["homogenisation"], "o-", ms=4, lw=1.3, color=colour)
+    axes[0].set(title="distance to the round before", xlabel="round", ylabel="mean √(2 − 2cos)", yscale="log")
+    axes[1].set(title="how alike profiles are", xlabel="round", ylabel="mean pairwise cosine")
+    for ax in axes:
+        ax.set_xticks(sorted(frame["round"].unique()))
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@_styled
+def overlaps(scores: np.ndarray) -> Figure:
+    """How much of a history its neighbours share (Eq. 5): median and quartiles over users, by rank of the neighbour.
+
+    Args:
+        scores: (users, k), nearest first.
+    """
+    figure, ax = _axes(height=2.5)
+    rank = np.arange(1, scores.shape[1] + 1)
+    low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75), axis=0)
+    ax.fill_between(rank, low, high, alpha=0.2, lw=0, color=_PALETTE[0], label="quartiles")
+    ax.plot(rank, middle, "o-", ms=4, lw=1.3, color=_PALETTE[0], label="median")
+    ax.set(xlabel="neighbour, nearest first", ylabel="share of the history", ylim=(0, None), xticks=rank)
+    ax.legend()
+    return figure
+
+
+@_styled
 def bench(frame: pd.DataFrame) -> Figure:
     """Fast variants of kernels: how many times as fast as plain PyTorch (left), and share of the ceiling (right).
 

@@ -128,3 +128,18 @@ def test_bench_draws_speeds_and_shares():
     assert [bar.get_x() + bar.get_width() for bar in speeds.patches] == [2, 3] and speeds.get_xscale() == "log"
     assert [bar.get_width() for bar in shares.patches] == [50, 25]
     assert [label.get_text() for label in speeds.get_yticklabels()] == ["a  B 1", "b  B 2"]
+
+
+def test_convergence_shows_both_sides_and_tells_their_rates():
+    frame = pd.DataFrame({"side": ["user", "item"] * 2, "round": [0, 0, 1, 1], "distance": [np.nan, np.nan, 0.4, 0.2],
+                          "homogenisation": [0.5, 0.3, 0.6, 0.4]})
+    figure = figures.convergence(frame, {"user": 0.5, "item": None})
+    left, right = figure.axes
+    assert left.lines[0].get_xydata()[1].tolist() == [1, 0.4] and left.get_yscale() == "log"
+    assert right.lines[1].get_ydata().tolist() == [0.3, 0.4]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["users: × 0.50 per round", "items"]
+
+
+def test_overlaps_show_median_and_quartiles_by_rank():
+    ax = figures.overlaps(np.array([[0.8, 0.2], [0.6, 0.2], [0.4, 0.0]])).axes[0]
+    assert ax.lines[0].get_xydata().tolist() == [[1, 0.6], [2, 0.2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import replace
@@ -76,6 +77,11 @@ def build(
     ids = list(dataset.user_ids), list(dataset.items["item_id"])
     loop = Loop(seen, ids, who, out, partial(embed_texts, encoder=encoder), seed)
     return loop.run(mode, rounds, epsilon, made_of)
+
+
+def folder_of(root: Path, asked: dict[str, Any]) -> Path:
+    """A folder under `root` for the builds with these arguments: their hash."""
+    return Path(root) / hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def examples(

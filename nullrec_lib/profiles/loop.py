@@ -20,7 +20,7 @@ import torch
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_json
-from nullrec_lib.kernels.overlap import Queries, overlap
+from nullrec_lib.kernels.overlap import Neighbours, Queries, overlap
 from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.language.writers.extractive import Extractive
 from nullrec_lib.profiles import prompts
@@ -71,6 +71,8 @@ class Built:
     """Side → geometric rate of its distances."""
     usage: dict[str, float] = field(default_factory=dict)
     """What the writer spent in this call: prompts, tokens, seconds."""
+    neighbour_overlap: list[list[float]] = field(default_factory=list)
+    """(users compared, NEIGHBOURS) share of a training user's items that its neighbours have (Eq. 5), nearest first."""
 
 
 def plan(visible: Visible, mode: str, rounds: int) -> dict[str, int]:
@@ -140,6 +142,8 @@ class Loop:
             self._side("cut", t, self._cut_prompts(previous), built, last, moved)
         built.rates = {side: geometric_rate(np.array(steps), self.seed) for side, steps in moved.items() if steps}
         built.usage = asdict(self.writer.usage)
+        some = self.visible.users[self._sample(len(self.visible.users))]
+        built.neighbour_overlap = self.neighbours([self.visible.history(user) for user in some], some).score.tolist()
         write_json(self.folder / "build.json", asdict(built))
         return built
 
@@ -160,10 +164,9 @@ class Loop:
             said = dict(zip(v.subjects.tolist(), items))
             return [prompts.make("user", [self._with(item, said) for item in history], [], self.writer)
                     for history in histories]
-        near = self.neighbours(histories, users)
         made = []
-        for history, ids in zip(histories, near):
-            has = set(history.tolist())
+        for history, ids in zip(histories, self.neighbours(histories, users).ids.tolist()):
+            has, ids = set(history.tolist()), [user for user in ids if user >= 0]
             theirs = ([item for item in reversed(v.history(user).tolist()) if item not in has] for user in ids)
             told = dict.fromkeys(item for items_of in theirs for item in items_of[:THEIR_ITEMS])
             made.append(prompts.make("user", [v.texts[item] for item in history], [v.titles[item] for item in told],
@@ -177,8 +180,8 @@ class Loop:
             return self.visible.texts[item]
         return profile if profile.startswith(prompts.clean(title)) else f"{title}: {profile}"
 
-    def neighbours(self, histories: list[np.ndarray], users: np.ndarray) -> list[list[int]]:
-        """Ids of the training users nearest to each history (Eq. 5), nearest first; never the user itself."""
+    def neighbours(self, histories: list[np.ndarray], users: np.ndarray) -> Neighbours:
+        """The training users nearest to each history (Eq. 5), nearest first; never the user itself."""
         v = self.visible
         lengths = np.diff(v.offsets)
         queries = Queries(
@@ -186,8 +189,7 @@ class Loop:
             torch.from_numpy(np.concatenate([*histories, np.zeros(0, np.int64)]).astype(np.int64)),
             torch.from_numpy(np.asarray(users, np.int64)))
         owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
-        found = overlap(owner, torch.from_numpy(v.items), NEIGHBOURS, queries)
-        return [[user for user in row if user >= 0] for row in found.ids.tolist()]
+        return overlap(owner, torch.from_numpy(v.items), NEIGHBOURS, queries)
 
     def _item_prompts(self, users: list[str] | None) -> list[Prompt]:
         """Prompts of items from their users' profiles (Eq. 7), or from these users' other items if they have none."""
@@ -218,8 +220,7 @@ class Loop:
         done = dict(side=side, round=t, profiles=len(texts), written=written,
                     fallbacks=sum(fallback for _, fallback in answers), seconds=time.perf_counter() - started)
         if side != "cut" and self.encode:
-            sample = np.random.default_rng(self.seed).permutation(len(texts))[:COMPARED]
-            now = self.encode([texts[place] for place in sample])
+            now = self.encode([texts[place] for place in self._sample(len(texts))])
             done["homogenisation"] = mean_cosine(now)
             if (before := last.get(side)) is not None:
                 steps = distances(before, now)
@@ -228,6 +229,9 @@ class Loop:
             last[side] = now
         built.rounds.append(Round(**done))
         return texts
+
+    def _sample(self, count: int) -> np.ndarray:
+        return np.random.default_rng(self.seed).permutation(count)[:COMPARED]
 
     def write(self, kind: str, asked: list[Prompt], what: str) -> tuple[list[tuple[str, bool]], int, list[str]]:
         """Texts of prompts, each with whether it is a fallback; those that are stored are not asked for again.
