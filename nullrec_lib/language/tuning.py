@@ -88,6 +88,7 @@ def pretrain(
         num_hidden_layers=settings["layers"], num_attention_heads=hidden // HEAD,
         max_position_embeddings=settings["context"], **special,
     )).to("cuda" if torch.cuda.is_available() else "cpu")
+    _start_copying(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=PRETRAINING_LR, weight_decay=0.1, betas=(0.9, 0.95))
     schedule = get_cosine_schedule_with_warmup(optimiser, round(WARMUP * steps), steps)
     model.train()
@@ -106,6 +107,18 @@ def pretrain(
             progress.update()
     save(model, tokenizer, out)
     return _figures(loss.item(), steps * settings["batch"] * block, begun)
+
+
+@torch.no_grad()
+def _start_copying(model) -> None:
+    """Weights from which copying is learned sooner: attention that looks for the same word (W_K = W_Q) and hands on
+    what it sees (W_O ∝ W_Vᵀ), in the manner of mimetic initialisation (Trockman & Kolter, ICML 2023)."""
+    model.model.embed_tokens.weight.normal_(std=0.1)
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.v_proj.weight.mul_(1.5)
+        attention.o_proj.weight.copy_(attention.v_proj.weight.T)
 
 
 def fine_tune(
