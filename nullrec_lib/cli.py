@@ -443,7 +443,9 @@ def build_profiles(
                   say=functools.partial(typer.echo, err=True),
                   **{name: value for name, value in settings.items() if value is not None})
     if as_json:
-        print(json.dumps(asdict(built) | {"out": str(out)}, ensure_ascii=False))
+        told = asdict(built) | {"out": str(out)}
+        del told["neighbour_overlap"]  # thousands of numbers; they are in build.json
+        print(json.dumps(told, ensure_ascii=False))
         return
     print(f"{'side':>5} {'round':>5} {'profiles':>9} {'written':>8} {'fallback':>8} {'seconds':>8} {'distance':>9} "
           f"{'alike':>6}")

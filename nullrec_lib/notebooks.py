@@ -28,10 +28,11 @@ from nullrec_lib.progress import bar
 
 # A preset reaches the notebooks that declare its parameters; what it does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"seeds": [22, 23], "epochs": 5},
+    "quick": {"seeds": [22, 23], "epochs": 5, "rounds": 2, "limit_users": 100},
     # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
     "standard": {"seeds": [22, 23], "epochs": 24, "patience": 6, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
-                 "compare": ["shop-visible1"], "table_seeds": [22], "table_epochs": 1},
+                 "compare": ["shop-visible1"], "table_seeds": [22], "table_epochs": 1, "rounds": 2,
+                 "limit_users": 100},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
               "thresholds": [0.001, 0.01, 0.1, 0.25, 0.5], "relative_thresholds": [0.5, 1.0, 2.0],
