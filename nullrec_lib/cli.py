@@ -521,10 +521,10 @@ def build_model(
     answers are printed, and stored in build.json. A build that was stopped goes on after its last whole stage.
     """
     from nullrec_lib.language import model
-    from nullrec_lib.profiles.build import examples
+    from nullrec_lib.profiles.build import SMALL_CONTEXT, examples
 
     pairs, corpus = examples(data, split, keep, seed=seed, limit_users=limit_users)
-    given = {"steps": steps, "sft_steps": sft_steps}
+    given = {"steps": steps, "sft_steps": sft_steps, "context": None if base else SMALL_CONTEXT}
     record = model.build(pairs, corpus, out, base, lora, seed,
                          **{name: value for name, value in given.items() if value is not None})
     if as_json:

@@ -25,6 +25,9 @@ from nullrec_lib.profiles.store import Profile, Store
 from nullrec_lib.profiles.visible import visible
 
 ASKED = "asked.json"
+SMALL_CONTEXT, SMALL_PROMPT = 512, 200
+"""Tokens that a small model of one's own reads and writes, and words of the prompts that it learns from: they fit, and
+short ones make its training short."""
 
 
 def build(
@@ -85,7 +88,7 @@ def folder_of(root: Path, asked: dict[str, Any]) -> Path:
 
 
 def examples(
-    data: str = "shop", split: str = "cold-start", keep: str | None = None, rounds: int = 2, words: int = 400,
+    data: str = "shop", split: str = "cold-start", keep: str | None = None, rounds: int = 2, words: int = SMALL_PROMPT,
     seed: int = 22, limit_users: int | None = None,
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """What a language model can learn to write profiles from: (prompt, extractive profile) pairs, and item texts.

@@ -266,8 +266,8 @@ class Loop:
         """
         stream, made = getattr(self.writer, "stream", None), {}
 
-        def useless(places: list[int], seed: int) -> list[int]:
-            some, bad = [asked[place] for place in places], []
+        def useless(places: list[int], seed: int, wording: Callable[[Prompt], Prompt]) -> list[int]:
+            some, bad = [wording(asked[place]) for place in places], []
             for index, answer in stream(some, seed) if stream else enumerate(self.writer.write(some, seed)):
                 place = places[index]
                 if prompts.degenerate(answer):
@@ -278,9 +278,9 @@ class Loop:
                     self.store.put([made[place]])
             return sorted(bad)
 
-        bad = useless(list(range(len(asked))), self.seed)
+        bad = useless(list(range(len(asked))), self.seed, lambda prompt: prompt)
         if bad and self.writer.name != self.spare.name:
-            bad = useless(bad, self.seed + 1)
+            bad = useless(bad, self.seed + 1, prompts.again)
         for place, text in zip(bad, self.spare.write([asked[place] for place in bad], self.seed)):
             made[place] = replace(blank[place], text=text, fallback=self.writer.name != self.spare.name)
         self.store.put(made.values())

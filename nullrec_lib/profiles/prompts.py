@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Sequence
@@ -22,12 +22,12 @@ NOTHING = "(none)"
 
 @dataclass(frozen=True)
 class Template:
-    """The wording for one kind of subject."""
+    """The wording for one kind of subject, or of asking once more."""
 
     name: str
     """File name without ending: `user-1`."""
     text: str
-    """With the places `{own}` and `{others}`."""
+    """With the places `{own}` and `{others}`, where it is of a subject."""
 
     @property
     def sha256(self) -> str:
@@ -37,7 +37,7 @@ class Template:
 
 @lru_cache
 def template(kind: str) -> Template:
-    """The present template of `user` or `item`."""
+    """The present template of `user` or `item`, or `again`: what is added where an answer was no use."""
     name = f"{kind}-{VERSION}"
     return Template(name, (FOLDER / f"{name}.txt").read_text(encoding="utf-8"))
 
@@ -66,7 +66,7 @@ def make(kind: str, own: Sequence[str], others: Sequence[str], writer: Writer, t
     own, others = [clean(text) for text in own], [clean(text) for text in others]
     wording = template(kind)
     if writer.context is not None:
-        spent = writer.count(wording.text)
+        spent = writer.count(wording.text) + writer.count(template("again").text)
         cost = lambda line: writer.count(line) + 2  # the dash and the line break
         # From the newest item back, then from the nearest other on, while there is room.
         kept = _prefix([cost(line) for line in reversed(own)], writer.context - spent)
@@ -81,6 +81,12 @@ def make(kind: str, own: Sequence[str], others: Sequence[str], writer: Writer, t
     filled = {"{own}": lines(own), "{others}": lines(others)}
     text = re.sub(r"\{own\}|\{others\}", lambda place: filled[place.group()], wording.text)
     return Prompt(text, tuple(own), tuple(others), clean(title))
+
+
+def again(prompt: Prompt) -> Prompt:
+    """The prompt with which a useless answer is asked for once more. It reads differently, since a model that always
+    takes the likeliest token would answer the same to the same."""
+    return replace(prompt, text=f"{prompt.text}\n{template('again').text}")
 
 
 def _prefix(costs: list[int], room: int) -> int:

@@ -112,6 +112,7 @@ def test_nonsense_is_asked_for_once_more_and_then_replaced_and_counted(recovers,
     built = loop(tmp_path, writer=writer).run("single-pass")
     bad = writer.seeds.count(23)
     assert bad > 0 and set(writer.seeds) == {22, 23}
+    assert sum("Your last answer" in asked for asked in writer.asked) == bad
     fallen = [one for one in Store(tmp_path).profiles() if one.fallback]
     assert sum(done.fallbacks for done in built.rounds) == len(fallen) and (not fallen) == recovers
     assert all(one.text.startswith(("Likes", "thing")) for one in fallen)
