@@ -18,6 +18,7 @@ from nullrec_lib.data.splits import split as make_split
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json
 from nullrec_lib.language.encoder import DEFAULT, embed_texts
+from nullrec_lib.language.writers import Prompt
 from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.loop import Built, Loop, plan
@@ -79,7 +80,19 @@ def build(
         f"items, {counts['cut']:,} of users at cuts {', '.join(map(str, cuts))}) by {who.name}.")
     ids = list(dataset.user_ids), list(dataset.items["item_id"])
     loop = Loop(seen, ids, who, out, partial(embed_texts, encoder=encoder), seed)
+    if hasattr(who, "estimate"):
+        say(_cost(who, loop.opening(mode), counts["all"]))
     return loop.run(mode, rounds, epsilon, made_of)
+
+
+def _cost(who: Any, opening: list[Prompt], profiles: int) -> str:
+    """What a writer that is paid by the token would take at most: the first round's prompts are known, and the others
+    are reckoned to be as long. Nothing is sent."""
+    known = who.estimate(opening)
+    tokens, written, cost = (known[name] and known[name] * profiles / max(1, len(opening))
+                             for name in ("prompt_tokens", "written_tokens", "cost"))
+    price = "give --price-in and --price-out for the cost" if cost is None else f"a cost of {cost:,.2f}"
+    return f"About {tokens:,.0f} tokens to read and at most {written:,.0f} to write; {price}."
 
 
 def folder_of(root: Path, asked: dict[str, Any]) -> Path:

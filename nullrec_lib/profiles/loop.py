@@ -149,6 +149,10 @@ class Loop:
 
     # What is asked
 
+    def opening(self, mode: str) -> list[Prompt]:
+        """The prompts that a build begins with: known before anything is written."""
+        return self._item_prompts(None) if mode == "item-only" else self._user_prompts(None)
+
     def _user_prompts(self, items: list[str] | None) -> list[Prompt]:
         v = self.visible
         return self._readers([v.history(user) for user in v.users], v.users, items)

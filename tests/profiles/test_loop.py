@@ -192,6 +192,21 @@ def test_a_build_killed_at_ten_random_moments_ends_like_one_left_alone(tmp_path)
     assert stored(tmp_path / "killed") == stored(tmp_path / "alone")
 
 
+def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path, monkeypatch):
+    from nullrec_lib.profiles import build as builds
+
+    said, writer = [], Echo()
+    writer.estimate = lambda asked: {"prompt_tokens": 100 * len(asked), "written_tokens": 7 * len(asked),
+                                     "cost": 0.5 * len(asked)}
+    monkeypatch.setattr(builds, "make_writer", lambda *_, **__: writer)
+    monkeypatch.setattr(Loop, "run", lambda *_: said.append("begun"))
+    builds.build(tmp_path, data="shop-tiny", rounds=1, say=said.append)
+    count = int(re.search(r"at most ([\d,]+) profiles", said[0]).group(1))
+    assert said[1] == (f"About {100 * count:,} tokens to read and at most {7 * count:,} to write; "
+                       f"a cost of {count / 2:,.2f}.")
+    assert said[2] == "begun" and writer.asked == []
+
+
 def test_profiles_that_settle_end_the_loop(tmp_path):
     class Stubborn(Echo):
         def write(self, asked, seed):
