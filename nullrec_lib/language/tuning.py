@@ -165,6 +165,7 @@ def _figures(loss: float, tokens: int, begun: float) -> dict[str, float]:
 
 
 def save(model, tokenizer, out: Path) -> None:
+    """Write an ordinary model folder, readable like any other file."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -66,8 +66,9 @@ def visible(
 ) -> Visible:
     """What may be seen under a split.
 
-    An example with h items before its target is served by the largest of `cuts` that is not above h: its profile
-    knows no more than its history. Under leave-one-out, where a user has one validation and one test example, these
+    An example with h items before its target is served by the largest of `cuts` that is not above h: of the user's
+    items, its profile is told those of the history alone. (From the second round on it is told of them by profiles of
+    items, and these are made of all training interactions, like a trained item table.) Under leave-one-out, where a user has one validation and one test example, these
     two have cuts of their own, as long as their histories.
 
     Args:
