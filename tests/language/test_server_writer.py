@@ -18,8 +18,9 @@ import openai._base_client
 import pytest
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.language.servers import KEYS, NO_KEY, address
 from nullrec_lib.language.writers import Prompt, WriterError, server
-from nullrec_lib.language.writers.server import Server, normalised
+from nullrec_lib.language.writers.server import Server
 
 KEY = "sk-never-to-be-seen-1234567890"
 
@@ -27,7 +28,7 @@ KEY = "sk-never-to-be-seen-1234567890"
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
     """No key of whoever runs the tests, no proxy, and pauses that take no time."""
-    for name in (*server.KEYS, "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in (*KEYS, "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(server, "PAUSE", 0.01)
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
@@ -339,7 +340,7 @@ def test_a_setting_that_decides_the_text_is_not_dropped(scripted):
 
 
 @pytest.mark.parametrize("environment, sent", [
-    ({}, server.NO_KEY), ({"OPENAI_API_KEY": KEY}, KEY),
+    ({}, NO_KEY), ({"OPENAI_API_KEY": KEY}, KEY),
     ({"NULLREC_API_KEY": f" {KEY}\n", "OPENAI_API_KEY": "other"}, KEY),
     ({"NULLREC_API_KEY": "", "OPENAI_API_KEY": KEY}, KEY),
 ])
@@ -386,7 +387,7 @@ def test_a_key_that_can_be_none(scripted, monkeypatch):
     ("https://host/v1/chat/completions", "https://host/v1"), ("https://host/@team/v1", "https://host/@team/v1"),
 ])
 def test_an_address_in_its_one_form(given, made):
-    assert normalised(given) == normalised(made) == made
+    assert address(given) == address(made) == made
 
 
 @pytest.mark.parametrize("url, why", [

@@ -12,12 +12,13 @@ COPIES = ["*.onnx", "*.h5", "*.gguf", "onnx/*", "openvino/*", "original/*"]
 """The same weights once more, for other programs: not fetched."""
 
 
-def from_hub(name: str, asked: str, tried: str, kind: str) -> Path:
+def from_hub(name: str, asked: str, tried: str, kind: str, role: str = "encoder") -> Path:
     """The folder of a model that the hub has, fetched where it is not there yet.
 
     Args:
         name: on the hub.
-        asked: what the user wrote, `tried`: what it is not, and `kind`: which sort of folder would do, for the error.
+        asked: what the user wrote, `tried`: what it is not, `kind`: which sort of folder would do, and `role`: what
+            it was wanted for; all for the error.
 
     Raises:
         InputError: it cannot be had.
@@ -28,7 +29,7 @@ def from_hub(name: str, asked: str, tried: str, kind: str) -> Path:
         return Path(snapshot_download(name, ignore_patterns=COPIES))
     except Exception as error:  # the hub client raises its own, requests' and OS errors: all mean "not to be had"
         raise InputError(
-            f"encoder: {asked!r} is {tried}, and the hub did not give it "
+            f"{role}: {asked!r} is {tried}, and the hub did not give it "
             f"({type(error).__name__}); give the path of a {kind} folder."
         ) from error
 

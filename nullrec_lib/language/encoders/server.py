@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Generator, Sequence
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.language.encoders import Encoded, digest, unit
+from nullrec_lib.language.servers import KEYS, address, api_key, own_words
 from nullrec_lib.progress import bar
 
-KEY = "OPENAI_API_KEY"
-"""The environment variable with the key. It is read when a server is asked, and is neither stored nor shown."""
 MAX_CHARACTERS = 8192
 """Of a text; OpenAI refuses more than 8,192 tokens, and a token is seldom less than a character."""
 BATCH = 32
@@ -41,16 +38,9 @@ class Server:
 
     def __init__(self, name: str):
         url, _, self.model = name.partition("#")
-        self.url = url.rstrip("/")
-        try:
-            parts = urlsplit(self.url)
-            plain = parts.hostname and not (parts.username or parts.password or parts.query)
-        except ValueError:
-            plain = False
-        if not plain or parts.scheme not in ("http", "https") or not self.model:
-            # Not repeated here: there may be a password in it.
-            raise InputError("encoder: a server is written server:http://HOST/v1#MODEL, without user, password or "
-                             f"query; a key belongs in the environment, as {KEY}.")
+        if not self.model:  # what is there is not repeated: there may be a password in it
+            raise InputError("encoder: a server is written server:http://HOST/v1#MODEL.")
+        self.url = address(url, "encoder")
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -63,10 +53,9 @@ class Server:
     def encode(self, texts: Sequence[str]) -> Generator[Encoded, None, None]:
         import openai  # a second to import: only where it is needed
 
-        key = os.environ.get(KEY, "").strip() or "no-key-given"  # the client insists on one, a local server does not
         width = None
         with (
-            openai.OpenAI(base_url=self.url, api_key=key, timeout=TIMEOUT, max_retries=RETRIES) as client,
+            openai.OpenAI(base_url=self.url, api_key=api_key(), timeout=TIMEOUT, max_retries=RETRIES) as client,
             ThreadPoolExecutor(REQUESTS) as pool,
             bar(what=f"encoding with {self.model}", total=len(texts), unit="text") as progress,
         ):
@@ -131,12 +120,11 @@ def _why(error: Exception, key: str) -> str:
 
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError():
-            return f"refuses the key ({error.status_code}); set {KEY} to one that is valid there"
+            return f"refuses the key ({error.status_code}); set {KEYS[0]} to one that is valid there"
         case openai.APITimeoutError():
             return f"did not answer within {TIMEOUT:g} seconds, {RETRIES + 1} times; the same command goes on from here"
         case openai.APIStatusError():
-            words = error.body.get("message") if isinstance(error.body, dict) else error.message
-            words = " ".join(str(words).replace(key, "…").split())[:200].rstrip(".")
+            words = own_words(error, key)[:200].rstrip(".")
             return f"says {error.status_code}: {words}; the same command goes on from here once that is put right"
         case openai.APIConnectionError():
             return f"could not be reached, {RETRIES + 1} times; see that it runs, the same command goes on from here"

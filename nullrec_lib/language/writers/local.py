@@ -12,7 +12,7 @@ from typing import Sequence
 import torch
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.language.encoders.folders import model_sha256
+from nullrec_lib.language.encoders.folders import from_hub, model_sha256
 from nullrec_lib.language.writers import Prompt, Usage
 
 SLACK = 8
@@ -25,23 +25,10 @@ def find(model: str) -> Path:
     Raises:
         InputError: nothing found, or the folder holds no model.
     """
-    folder = Path(model) if Path(model).is_dir() else _from_hub(model)
+    folder = Path(model) if Path(model).is_dir() else from_hub(model, model, "no folder", "transformers", "model")
     if not (folder / "config.json").is_file():
         raise InputError(f"model: {folder} holds no model (it has no config.json); give the folder of a causal one.")
     return folder
-
-
-def _from_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=wanted))
-    except Exception as error:  # the hub client raises its own, requests' and OS errors: all mean "not to be had"
-        raise InputError(
-            f"model: {model!r} is no folder, and the hub did not give it ({type(error).__name__}); "
-            "give the path of a causal language model's folder."
-        ) from error
 
 
 def load_tokenizer(folder: Path):

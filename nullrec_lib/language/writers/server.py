@@ -5,22 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from queue import Empty, SimpleQueue
-from urllib.parse import urlsplit
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.language.servers import KEYS, address, api_key, own_words
 from nullrec_lib.language.writers import Prompt, Usage, WriterError
-
-KEYS = ("NULLREC_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key; the first that is set counts. It is read there and stored nowhere."""
-NO_KEY = "no-key-needed"
-"""What is sent without one: local servers want none, the client wants something."""
 
 BYTES_PER_TOKEN = 3
 """Of UTF-8, for estimates. Prose has more in any script (English 4 to 5); only codes and rare symbols have fewer."""
@@ -34,7 +28,7 @@ SHOWN = 200
 class Server:
     """Writes through `/v1/chat/completions` of an OpenAI-compatible server; a `Writer`.
 
-    Each prompt is one request with one user message. The key comes from the environment only (`KEYS`).
+    Each prompt is one request with one user message. The key comes from the environment only (`servers.KEYS`).
 
     Args:
         url: `http://127.0.0.1:8000` or `https://host/any/v1`; `/v1` is added where there is no path.
@@ -79,7 +73,7 @@ class Server:
             raise InputError(f"top_p: {top_p} is not in (0, 1].")
         if (price_in is None) != (price_out is None):
             raise InputError("price_in, price_out: one without the other gives no cost; give both or neither.")
-        self.url, self.max_tokens = normalised(url), max_tokens
+        self.url, self.max_tokens = address(url), max_tokens
         self.temperature, self.top_p = float(temperature), None if top_p is None else float(top_p)  # 0 is 0.0
         self.timeout_s, self.concurrency, self.retries = timeout_s, concurrency, retries
         self.context, self.price_in, self.price_out = context, price_in, price_out
@@ -163,7 +157,7 @@ class Server:
 
         # A host that is not there is known sooner than an answer is late.
         timeout = Timeout(self.timeout_s, connect=min(self.timeout_s, 10))
-        return OpenAI(base_url=self.url, api_key=_key(), timeout=timeout, max_retries=self.retries)
+        return OpenAI(base_url=self.url, api_key=api_key(), timeout=timeout, max_retries=self.retries)
 
     def _answer(self, client, prompt: Prompt, seed: int) -> str:
         for tried in range(self.retries + 1):
@@ -195,7 +189,7 @@ class Server:
         except json.JSONDecodeError:
             return None
         except APIError as error:
-            words = _words(error, client.api_key)
+            words = own_words(error, client.api_key)
             refused = getattr(error, "status_code", None) in (400, 422)
             if refused and "seed" in settings and re.search(r"\bseed\b", words):
                 self._takes_seed = False
@@ -247,37 +241,6 @@ class Server:
         )
 
 
-def normalised(url: str) -> str:
-    """A server's base address without a slash at its end, with `/v1` where no path is given.
-
-    Raises:
-        InputError: it is no such address, or a name, a password or a query is in it; it is not shown, for their sake.
-    """
-    try:
-        parts = urlsplit(url.strip())
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        raise InputError("url: its host or port cannot be read; give one like http://127.0.0.1:8000/v1.") from None
-    if "@" in parts.netloc:
-        raise InputError(f"url: a name or password is in it; leave them out and set {KEYS[0]} in the environment.")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("url: it is no address of a server; give one like http://127.0.0.1:8000/v1.")
-    if parts.query or parts.fragment:
-        raise InputError("url: something follows a ? or # in it; leave that out.")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    return f"{parts.scheme}://{host}{port}{path or '/v1'}"
-
-
-def _key() -> str:
-    for name in KEYS:
-        if key := os.environ.get(name, "").strip():
-            if not (key.isascii() and key.isprintable()):
-                raise InputError(f"{name}: no key has a line break or letters beyond ASCII in it; set it again.")
-            return key
-    return NO_KEY
-
-
 def _text(reply) -> str | None:
     """The text of an answer, '' where the model said nothing; None where it is no answer."""
     try:
@@ -290,11 +253,3 @@ def _text(reply) -> str | None:
 def _spent(reply, name: str, estimate: int) -> int:
     tokens = getattr(getattr(reply, "usage", None), name, None)
     return tokens if isinstance(tokens, int) else estimate
-
-
-def _words(error, key: str) -> str:
-    """What the server itself said, in one line and without the key."""
-    body = error.body
-    if isinstance(body, dict):
-        body = body.get("message", body.get("detail", body))
-    return " ".join(str(body or "").replace(key, "…").split())
