@@ -65,7 +65,7 @@ def build(
         seed: of weights, order and split.
         steps: of pretraining, `batch` blocks of `tuning.BLOCK` tokens each.
         sft_steps: of fine-tuning, `batch` pairs each.
-        hidden: width of the model, a multiple of `tuning.HEAD`.
+        hidden: width of the model, a multiple of 4.
         layers: of the model.
         vocabulary: most tokens of the tokenizer.
         context: most tokens of prompt and profile together.
@@ -128,8 +128,8 @@ def _check(settings: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> None:
         raise InputError(f"lr: {settings['lr']} is not positive.")
     if settings["lora"] and "base_sha256" not in settings:
         raise InputError("lora: adapters belong to a base; give one, or leave lora out.")
-    if settings.get("hidden", tuning.HEAD) % tuning.HEAD:
-        raise InputError(f"hidden: {settings['hidden']} is no multiple of {tuning.HEAD}, the width of a head.")
+    if settings.get("hidden", 4) % 4:
+        raise InputError(f"hidden: {settings['hidden']} is no multiple of 4, and heads and rotary positions halve it.")
     for index, pair in enumerate(pairs):
         if not all(text.strip() for text in pair):
             raise InputError(f"pairs: pair {index} has an empty prompt or profile; leave it out.")

@@ -22,8 +22,12 @@ TEMPLATE = (
 )
 """Chat template. Roles are single tokens, so that no text around them is tokenised otherwise than on its own."""
 
-HEAD = 32
-"""Width of an attention head."""
+HEADS = 2
+"""Of attention in a layer: wide ones, since what tells words apart must fit into one."""
+ROPE_THETA = 1e6
+"""Of rotary positions: slow enough that a word still looks like itself a few hundred tokens on."""
+PREVIOUS, SAME, COPIED = 6.0, 20.0, 6.0
+"""How sharply the copying heads begin: scores that the place before and the same word win by, and what is written."""
 BLOCK = 128
 """Tokens of a block of pretraining."""
 PRETRAINING_LR = 2e-3
@@ -85,10 +89,12 @@ def pretrain(
     hidden, steps = settings["hidden"], settings["steps"]
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, tie_word_embeddings=True,
-        num_hidden_layers=settings["layers"], num_attention_heads=hidden // HEAD,
-        max_position_embeddings=settings["context"], **special,
+        num_hidden_layers=settings["layers"], num_attention_heads=HEADS,
+        max_position_embeddings=settings["context"], rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        **special,
     )).to("cuda" if torch.cuda.is_available() else "cpu")
-    _start_copying(model)
+    if settings["layers"] > 1:
+        start_copying(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=PRETRAINING_LR, weight_decay=0.1, betas=(0.9, 0.95))
     schedule = get_cosine_schedule_with_warmup(optimiser, round(WARMUP * steps), steps)
     model.train()
@@ -110,15 +116,44 @@ def pretrain(
 
 
 @torch.no_grad()
-def _start_copying(model) -> None:
-    """Weights from which copying is learned sooner: attention that looks for the same word (W_K = W_Q) and hands on
-    what it sees (W_O ∝ W_Vᵀ), in the manner of mimetic initialisation (Trockman & Kolter, ICML 2023)."""
-    model.model.embed_tokens.weight.normal_(std=0.1)
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        attention.k_proj.weight.copy_(attention.q_proj.weight)
-        attention.v_proj.weight.mul_(1.5)
-        attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+def start_copying(model) -> None:
+    """First weights with which the model copies: profiles are made of words of the prompt, and the two heads that
+    copying takes (Olsson et al., In-context Learning and Induction Heads, 2022) form late in a training of minutes.
+
+    Halves of the residual stream: A holds the token, B the token before it, and B's last place a constant.
+    Layer 1, head 1 attends to the place before, by rotary angles of the constant, and writes its A into B.
+    Layer 2, head 1 attends to places whose B is the present A, and writes their A: what came next the last time.
+    All other weights are as the library draws them, and training may change any.
+    """
+    config, (first, second, *_) = model.config, (layer.self_attn for layer in model.model.layers)
+    half = config.hidden_size // HEADS
+    own, before, constant = torch.arange(half - 1), torch.arange(half, 2 * half - 1), 2 * half - 1
+    embedding = model.model.embed_tokens.weight.normal_(std=0.1)
+    embedding[:, before] *= 0.2
+    embedding[:, constant] = 1.0
+    size = embedding.square().mean().sqrt()  # which the norms divide by
+    for head in (first, second):
+        for weight in (head.q_proj.weight, head.k_proj.weight, head.v_proj.weight):
+            weight[:half] = 0
+        head.o_proj.weight[:, :half] = 0
+        head.v_proj.weight[own, own] = 1
+
+    speed = model.model.rotary_emb.inv_freq.float().to(embedding.device)  # radians per place, of the pairs (i, i + half/2)
+    fast = (speed > 0.05).nonzero()[:, 0]
+    # The score one place further off is lower by PREVIOUS, before the softmax.
+    gain = (PREVIOUS * half**0.5 / (1 - speed[fast].cos()).sum()).sqrt() * size
+    first.q_proj.weight[fast, constant] = gain
+    first.k_proj.weight[fast, constant] = gain * speed[fast].cos()
+    first.k_proj.weight[fast + half // 2, constant] = gain * speed[fast].sin()
+    first.o_proj.weight[before, own] = size
+
+    slow = (speed < 2e-3).nonzero()[:, 0]
+    slow = torch.cat([slow, slow + half // 2])
+    slow = slow[slow < half - 1]
+    gain = (SAME * half**0.5 / len(slow)) ** 0.5 * size / 0.1
+    second.q_proj.weight[slow, own[slow]] = gain
+    second.k_proj.weight[slow, before[slow]] = gain
+    second.o_proj.weight[own, own] = COPIED * size
 
 
 def fine_tune(

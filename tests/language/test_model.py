@@ -156,6 +156,24 @@ def test_it_learns(tmp_path):
     assert record["perplexity"]["after"] < 1.5 < 20 < record["perplexity"]["before"]
 
 
+@torch.no_grad()
+def test_it_copies_before_it_has_learned_anything():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    words = torch.randint(1000, (4, 150))
+    blank = LlamaForCausalLM(LlamaConfig(
+        vocab_size=1000, hidden_size=128, intermediate_size=256, num_hidden_layers=3, tie_word_embeddings=True,
+        num_attention_heads=tuning.HEADS, rope_parameters={"rope_type": "default", "rope_theta": tuning.ROPE_THETA},
+    ))
+    right = {}
+    for name, prepare in (("drawn", lambda _: None), ("copying", tuning.start_copying)):
+        prepare(blank)
+        scores = blank(input_ids=torch.cat([words, words], dim=1)).logits[:, 150:-1]
+        right[name] = (scores.argmax(-1) == words[:, 1:]).float().mean().item()
+    assert right["drawn"] < 0.02 and right["copying"] > 0.8
+
+
 def test_lora(built, tmp_path):
     out = tmp_path / "out"
     record = build(PAIRS, [], out, base=str(built), lora=True, sft_steps=3, context=128, batch=4, lr=1e-2)
@@ -179,7 +197,7 @@ def test_long_pairs_are_left_out(built, tmp_path):
 
 
 @pytest.mark.parametrize("changed, message", [
-    ({"hidden": 40}, "hidden: 40 is no multiple of 32"),
+    ({"hidden": 42}, "hidden: 42 is no multiple of 4"),
     ({"steps": 0}, "steps: 0 is less than 1"),
     ({"held_out": 1.0}, r"held_out: 1.0 is not in \(0, 1\)"),
     ({"lr": -1.0}, "lr: -1.0 is not positive"),
