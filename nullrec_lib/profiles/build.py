@@ -26,9 +26,9 @@ from nullrec_lib.profiles.store import Profile, Store
 from nullrec_lib.profiles.visible import visible
 
 ASKED = "asked.json"
-SMALL_CONTEXT, SMALL_PROMPT = 512, 200
-"""Tokens that a small model of one's own reads and writes, and words of the prompts that it learns from: they fit, and
-short ones make its training short."""
+SMALL_CONTEXT, SMALL_PROMPT, SMALL_PROFILE = 512, 200, dict(own_words=8, other_words=4)
+"""Tokens that a small model of one's own reads and writes; words of the prompts and of the profiles that it learns
+from. They fit, short ones make its training short, and a prompt has room for more customers the less each says."""
 
 
 def build(
@@ -114,7 +114,7 @@ def examples(
     """
     dataset = cut(sets.load(data), keep)
     seen = visible(dataset, make_split(dataset, split), (1,), limit_users, seed)
-    who = make_writer("extractive", seen.texts)
+    who = make_writer("extractive", seen.texts, **SMALL_PROFILE)
     who.context = words
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(seen, (list(dataset.user_ids), list(dataset.items["item_id"])), who, Path(folder), None, seed)

@@ -62,7 +62,16 @@ def test_another_catalogue_is_another_writer(keywords):
     assert Extractive(CORPUS).revision == keywords.revision != Extractive(CORPUS[1:]).revision
 
 
+def test_as_many_words_as_asked_for():
+    asked = Prompt("", own=("red wool scarf", "blue wool hat"), others=("brass lamp", "clay pot"))
+    few = Extractive(CORPUS, own_words=1, other_words=1)
+    assert few.write([asked], 0) == ["Likes wool. Similar tastes: brass."]
+    assert Extractive(CORPUS, own_words=1, other_words=0).write([asked], 0) == ["Likes wool."]
+    assert few.revision != Extractive(CORPUS).revision
+
+
 @pytest.mark.parametrize("name, settings, said", [
+    ("extractive", {"own_words": 0}, "own_words, other_words: 0 and 10 are too few"),
     ("extractiv", {}, "writer: 'extractiv' is not extractive, local:PATH or server:URL"),
     ("local:", {}, "writer: 'local:' is not"),
     ("extractive", {"temperature": 1.0}, "temperature: the extractive writer does not read it"),

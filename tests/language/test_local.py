@@ -17,21 +17,25 @@ TEXTS = ["lamp", "Bought: red chair 3, oak lamp 3. What now?", "oak", "a red cha
 PROMPTS = [Prompt(text) for text in TEXTS]
 
 
-def by_hand(folder, text: str, tokens: int) -> tuple[str, int]:
-    """The likeliest continuation, each token from a pass over everything before it, and how many tokens it took."""
+def by_hand(folder, text: str, tokens: int, no_repeat: int) -> tuple[str, int]:
+    """The likeliest continuation, each token from a pass over everything before it, and how many tokens it took; no
+    run of `no_repeat` tokens twice."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids, written = tokenizer(f"<|begin|><|user|>{text}<|end|><|assistant|>")["input_ids"], []
     while len(written) < tokens and tokenizer.eos_token_id not in written:
         with torch.no_grad():
-            written.append(int(model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax()))
+            scores = model(input_ids=torch.tensor([ids + written])).logits[0, -1]
+            runs = {tuple(written[k : k + no_repeat]) for k in range(len(written) - no_repeat + 1)}
+            ranked = scores.argsort(descending=True).tolist()
+            written.append(next(one for one in ranked if (*written[len(written) - no_repeat + 1 :], one) not in runs))
     return tokenizer.decode(written, skip_special_tokens=True).strip(), len(written)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 32])
-def test_a_batch_writes_what_each_prompt_would_get_alone(wild, batch):
-    writer = Local(str(wild), max_tokens=30, batch=batch)
-    expected = [by_hand(wild, text, 30) for text in TEXTS]
+@pytest.mark.parametrize("batch, no_repeat", [(1, 4), (3, 0), (32, 4), (32, 1)])
+def test_a_batch_writes_what_each_prompt_would_get_alone(wild, batch, no_repeat):
+    writer = Local(str(wild), max_tokens=30, batch=batch, no_repeat=no_repeat)
+    expected = [by_hand(wild, text, 30, no_repeat or 99) for text in TEXTS]
     assert writer.write(PROMPTS, seed=0) == [text for text, _ in expected]
     assert len({text for text, _ in expected}) == len(TEXTS)
     counts = [count for _, count in expected]
@@ -39,6 +43,20 @@ def test_a_batch_writes_what_each_prompt_would_get_alone(wild, batch):
     assert (writer.usage.prompts, writer.usage.written_tokens) == (4, sum(counts))
     assert writer.usage.prompt_tokens == sum(writer.count(text) + 4 for text in TEXTS)
     assert writer.usage.seconds > 0
+
+
+def test_an_answer_does_not_go_in_circles_but_may_repeat_the_prompt(built):
+    """A model that is sure of one token: without the rule it says nothing else."""
+    writer = Local(str(built), max_tokens=12, no_repeat=2)
+    writer.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(writer.model.lm_head.weight))
+    (red,) = writer.tokenizer(" red", add_special_tokens=False)["input_ids"][-1:]
+    bias = lambda _, __, scores: scores + 9 * torch.nn.functional.one_hot(torch.tensor(red), scores.shape[-1])
+    writer.model.lm_head.register_forward_hook(bias)
+    prompt = [Prompt("red " * 9)]
+    (circling,), writer.no_repeat = writer.write(prompt, 0), 0
+    (free,) = writer.write(prompt, 0)
+    letter = writer.tokenizer.decode([red]).strip()
+    assert free.count(letter) == 12 and 2 <= circling.count(letter) < 12
 
 
 def test_the_seed_decides_and_nothing_else(wild):
@@ -61,7 +79,7 @@ def test_sampling_narrows_to_the_likeliest(wild):
 def test_revision(wild, tmp_path):
     revision = Local(str(wild), max_tokens=9).revision
     assert revision == Local(str(wild), max_tokens=9, batch=7).revision
-    for changed in ({"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 5}):
+    for changed in ({"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 5}, {"no_repeat": 3}):
         assert Local(str(wild), **{"max_tokens": 9} | changed).revision != revision
     moved = tmp_path / "moved"
     shutil.copytree(wild, moved)
@@ -116,6 +134,7 @@ def test_nothing_to_write(built):
     ({"top_p": 0.0}, r"top_p: 0.0 is not in \(0, 1\]"),
     ({"max_tokens": 0}, "max_tokens: 0 is less than 1"),
     ({"batch": 0}, "batch: 0 is less than 1"),
+    ({"no_repeat": -1}, "no_repeat: -1 is less than 0"),
     ({"max_tokens": 120}, "max_tokens: 120 leave no room for prompts among 128 positions"),
 ])
 def test_settings_out_of_range(built, setting, message):

@@ -12,10 +12,9 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
+from nullrec_lib.errors import InputError
 from nullrec_lib.language.writers import Prompt, Usage
 
-OWN_WORDS, OTHER_WORDS = 20, 10
-"""Keywords of what is said of the subject itself, and further ones of those around it."""
 FIRST = 1e-3
 """What coming early adds to a score: enough to order terms that are equal otherwise."""
 LIKES, ALSO, FOR = "Likes", "Similar tastes", "Liked along with"
@@ -35,10 +34,20 @@ class Extractive:
     batch = 1024
     context = None
 
-    def __init__(self, corpus: Sequence[str]):
+    def __init__(self, corpus: Sequence[str], own_words: int = 20, other_words: int = 10):
         """Learn the terms and how common they are from the catalogue's texts, which hold no interactions. What less
-        than three texts have (fewer, of a small catalogue) is chance neighbours and can tie no tastes together."""
-        self.usage = Usage()
+        than three texts have (fewer, of a small catalogue) is chance neighbours and can tie no tastes together.
+
+        Args:
+            own_words: keywords of what is said of the subject itself, and
+            other_words: further ones of those around it.
+
+        Raises:
+            InputError: there would be none.
+        """
+        if own_words < 1 or other_words < 0:
+            raise InputError(f"own_words, other_words: {own_words} and {other_words} are too few; give 1 and 0 or more.")
+        self.own_words, self.other_words, self.usage = own_words, other_words, Usage()
         self._terms = CountVectorizer(
             ngram_range=(1, 2), min_df=max(1, min(3, len(corpus) // 50)), binary=True, dtype=np.float32,
             stop_words=sorted(ENGLISH_STOP_WORDS | _OURS),
@@ -47,7 +56,7 @@ class Extractive:
         held = self._terms.fit_transform(corpus)
         self._share = np.asarray(held.sum(axis=0), np.float64)[0] / len(corpus)
         self._names = self._terms.get_feature_names_out()
-        known = json.dumps([list(self._names), OWN_WORDS, OTHER_WORDS, LIKES, ALSO, FOR])
+        known = json.dumps([list(self._names), own_words, other_words, LIKES, ALSO, FOR])
         self.revision = hashlib.sha256(known.encode() + self._share.tobytes()).hexdigest()
 
     def count(self, text: str) -> int:
@@ -94,10 +103,10 @@ class Extractive:
     def _say(self, prompt: Prompt, own: sparse.csr_matrix, others: sparse.csr_matrix) -> str:
         if prompt.title:
             said = set(self._terms.build_analyzer()(prompt.title))
-            around = self._best(others, OWN_WORDS + OTHER_WORDS, said)
+            around = self._best(others, self.own_words + self.other_words, said)
             return f"{prompt.title}. {FOR} {', '.join(around)}." if around else f"{prompt.title}."
-        first = self._best(own, OWN_WORDS, set())
-        more = self._best(others, OTHER_WORDS, {word for term in first for word in (term, *term.split())})
+        first = self._best(own, self.own_words, set())
+        more = self._best(others, self.other_words, {word for term in first for word in (term, *term.split())})
         text = f"{LIKES} {', '.join(first)}." if first else f"{LIKES} nothing in particular."
         return f"{text} {ALSO}: {', '.join(more)}." if more else text
 

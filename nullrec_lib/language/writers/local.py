@@ -89,13 +89,16 @@ class Local:
         top_p: samples among the likeliest tokens that have this much probability together.
         max_tokens: an answer is cut there.
         batch: prompts that are answered side by side.
+        no_repeat: an answer has no so many tokens twice, since small models go in circles; 0 lets it. Unlike the
+            library's own setting it does not count the prompt, whose words a profile is made of.
 
     Raises:
         InputError: there is no such model, a setting is out of range, or no room is left for prompts.
     """
 
     def __init__(
-        self, model: str, temperature: float = 0.0, top_p: float = 1.0, max_tokens: int = 128, batch: int = 32
+        self, model: str, temperature: float = 0.0, top_p: float = 1.0, max_tokens: int = 128, batch: int = 32,
+        no_repeat: int = 4,
     ):
         from transformers import AutoConfig
 
@@ -103,12 +106,13 @@ class Local:
             raise InputError(f"temperature: {temperature} is negative; give 0 for the likeliest text, or more.")
         if not 0 < top_p <= 1:
             raise InputError(f"top_p: {top_p} is not in (0, 1].")
-        for name, value in (("max_tokens", max_tokens), ("batch", batch)):
-            if value < 1:
-                raise InputError(f"{name}: {value} is less than 1.")
+        for name, value, least in (("max_tokens", max_tokens, 1), ("batch", batch, 1), ("no_repeat", no_repeat, 0)):
+            if value < least:
+                raise InputError(f"{name}: {value} is less than {least}.")
         self.folder = find(model)
         self.name = f"local:{model}"
         self.temperature, self.top_p, self.max_tokens, self.batch = temperature, top_p, max_tokens, batch
+        self.no_repeat = no_repeat
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         self.tokenizer = load_tokenizer(self.folder)
@@ -130,6 +134,7 @@ class Local:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
+            "no_repeat": self.no_repeat,
             "dtype": str(self.dtype),
         }
         return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
@@ -172,10 +177,11 @@ class Local:
         inputs = self.tokenizer.pad({"input_ids": encoded}, return_tensors="pt").to(self.device)
         ends = self._ends()
         sampling = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature else {}
+        circles = [self._no_circles(inputs["input_ids"].shape[1])] if self.no_repeat else []
         rows = self.model.generate(
             inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=self.temperature > 0, **sampling,
             max_new_tokens=self.max_tokens, use_cache=True, pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=ends or None,
+            eos_token_id=ends or None, logits_processor=circles,
         )
         answers = []
         for row in rows[:, inputs["input_ids"].shape[1] :].tolist():
@@ -183,6 +189,18 @@ class Local:
             self.usage.written_tokens += min(stop + 1, len(row))
             answers.append(self.tokenizer.decode(row[:stop], skip_special_tokens=True).strip())
         return answers
+
+    def _no_circles(self, begin: int):
+        """What forbids tokens that would repeat `no_repeat` tokens of what is written from place `begin` on."""
+        from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor
+
+        class NoCircles(LogitsProcessor):
+            forbid = NoRepeatNGramLogitsProcessor(self.no_repeat)
+
+            def __call__(self, input_ids, scores):
+                return self.forbid(input_ids[:, begin:], scores)
+
+        return NoCircles()
 
     def _ends(self) -> list[int]:
         """Tokens that end an answer: the model's own, or else the tokenizer's; a chat model may have several."""
