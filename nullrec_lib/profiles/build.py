@@ -13,17 +13,19 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from nullrec_lib import data as sets
-from nullrec_lib.data.interactions import cut
+from nullrec_lib.data.interactions import Dataset, cut
+from nullrec_lib.data.splits import Split
 from nullrec_lib.data.splits import split as make_split
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json
 from nullrec_lib.language.encoder import DEFAULT, embed_texts
-from nullrec_lib.language.writers import Prompt
+from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
+from nullrec_lib.profiles.convergence import distances
 from nullrec_lib.profiles.loop import Built, Loop, plan
 from nullrec_lib.profiles.store import Profile, Store
-from nullrec_lib.profiles.visible import visible
+from nullrec_lib.profiles.visible import Visible, visible
 
 ASKED = "asked.json"
 SMALL_CONTEXT, SMALL_PROMPT, SMALL_PROFILE = 512, 200, dict(own_words=8, other_words=4)
@@ -66,23 +68,70 @@ def build(
     """
     asked = dict(data=data, split=split, keep=keep, writer=writer, mode=mode, rounds=rounds, cuts=list(cuts),
                  epsilon=epsilon, limit_users=limit_users, encoder=encoder, seed=seed)
-    dataset = cut(sets.load(data), keep)
-    parts = make_split(dataset, split)
-    seen = visible(dataset, parts, cuts, limit_users, seed)
+    dataset, parts, seen, who = _ready(data, split, keep, writer, cuts, limit_users, seed, settings)
     counts = plan(seen, mode, rounds)
-    who = make_writer(writer, seen.texts, **settings)
     # The writer's settings are in its revision, as far as they can change a text.
     made_of = asked | {"revision": who.revision, "split_fingerprint": parts.fingerprint(),
                        "data_fingerprint": dataset.fingerprint(), "templates": prompts.VERSION}
     with alone(out):  # two processes that share a folder agree on what is built there
         _claim(Path(out), made_of)
-    say(f"{data}, {split}: at most {counts['all']:,} profiles ({counts['user']:,} of users, {counts['item']:,} of "
-        f"items, {counts['cut']:,} of users at cuts {', '.join(map(str, cuts))}) by {who.name}.")
-    ids = list(dataset.user_ids), list(dataset.items["item_id"])
-    loop = Loop(seen, ids, who, out, partial(embed_texts, encoder=encoder), seed)
+    say(f"{data}, {split}: at most {counts['all']:,} texts ({counts['user']:,} of users, {counts['item']:,} of items, "
+        f"{counts['cut']:,} of users at cuts {', '.join(map(str, cuts))}, {counts['again']:,} under a second seed) by "
+        f"{who.name}.")
+    loop = Loop(seen, _ids(dataset), who, out, partial(embed_texts, encoder=encoder), seed)
     if hasattr(who, "estimate"):
         say(_cost(who, loop.opening(mode), counts["all"]))
     return loop.run(mode, rounds, epsilon, made_of)
+
+
+def _ready(data, split, keep, writer, cuts, limit_users, seed, settings) -> tuple[Dataset, Split, Visible, Writer]:
+    dataset = cut(sets.load(data), keep)
+    parts = make_split(dataset, split)
+    seen = visible(dataset, parts, cuts, limit_users, seed)
+    return dataset, parts, seen, make_writer(writer, seen.texts, **settings)
+
+
+def _ids(dataset: Dataset) -> tuple[list[str], list[str]]:
+    return list(dataset.user_ids), list(dataset.items["item_id"])
+
+
+def own_user(folder: Path, most: int = 500, **settings: Any) -> dict[str, float]:
+    """What item profiles owe to the very users whom a model learns to recommend the items to: an item profile is made
+    from its training users' profiles, and each of these users is, for some example, the one it is trained for. Profiles
+    of drawn items are written once more without one such user.
+
+    Args:
+        folder: of a finished build; the new texts are stored beside its own.
+        most: pairs of a user and an item.
+        settings: of the writer, as the build had them.
+
+    Returns: `pairs`; `distance`, mean √(2 − 2cos) between an item's profile with and without the user; and `with` and
+        `without`, the mean cosine of the item's profile to the user's own.
+
+    Raises:
+        InputError: no build, one without user or item profiles, or settings that were not the build's.
+    """
+    folder = Path(folder)
+    profiles = list(Store(folder).profiles())
+    asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    dataset, _, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
+                                   asked["limit_users"], asked["seed"], settings)
+    if who.revision != asked["revision"]:
+        raise InputError(f"{folder}: was built by another writer; give the settings that it had.")
+    last = max(one.round for one in profiles)
+    said = {kind: {one.id: one.text for one in profiles if (one.kind, one.cut, one.round) == (kind, None, last)}
+            for kind in ("user", "item")}
+    if not all(said.values()):
+        raise InputError(f"{folder}: holds profiles of one side only; build it with mode full or single-pass.")
+    encode = partial(embed_texts, encoder=asked["encoder"])
+    loop = Loop(seen, _ids(dataset), who, folder, encode, asked["seed"])
+    user_ids, item_ids = loop.user_ids, loop.item_ids
+    pairs, texts = loop.without_own([said["user"][user_ids[user]] for user in seen.users], most)
+    whose = encode([said["user"][user_ids[user]] for user in pairs[:, 0]])
+    before, after = encode([said["item"][item_ids[item]] for item in pairs[:, 1]]), encode(texts)
+    cosine = lambda rows: float((rows * whose).sum(axis=1).mean())
+    return {"pairs": len(pairs), "distance": float(distances(before, after).mean()), "with": cosine(before),
+            "without": cosine(after)}
 
 
 def _cost(who: Any, opening: list[Prompt], profiles: int) -> str:
@@ -112,12 +161,10 @@ def examples(
         rounds: of the loop whose prompts they are; from the second on, users are told of items by their profiles.
         words: of a prompt at most, so that prompts fit into a small model's context.
     """
-    dataset = cut(sets.load(data), keep)
-    seen = visible(dataset, make_split(dataset, split), (1,), limit_users, seed)
-    who = make_writer("extractive", seen.texts, **SMALL_PROFILE)
+    dataset, _, seen, who = _ready(data, split, keep, "extractive", (1,), limit_users, seed, SMALL_PROFILE)
     who.context = words
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(seen, (list(dataset.user_ids), list(dataset.items["item_id"])), who, Path(folder), None, seed)
+        loop = Loop(seen, _ids(dataset), who, Path(folder), None, seed)
         loop.run("full", rounds, 0.0)
         return loop.store.pairs(), list(seen.texts)
 

@@ -36,6 +36,9 @@ NEIGHBOURS, THEIR_ITEMS, USERS = 10, 5, 50
 COMPARED = 2000
 """Subjects per side, at most, whose profiles are embedded to see how far they moved: a seeded sample."""
 
+AGAIN = 100
+"""Prompts of the last round, at most, that are answered under a second seed."""
+
 Encode = Callable[[list[str]], np.ndarray]
 
 
@@ -69,6 +72,8 @@ class Built:
     converged: bool = False
     rates: dict[str, Rate | None] = field(default_factory=dict)
     """Side → geometric rate of its distances."""
+    floor: float | None = None
+    """Mean distance between two texts of one prompt under two seeds: no round's distance falls below it by settling."""
     usage: dict[str, float] = field(default_factory=dict)
     """What the writer spent in this call: prompts, tokens, seconds."""
     neighbour_overlap: list[list[float]] = field(default_factory=list)
@@ -76,7 +81,8 @@ class Built:
 
 
 def plan(visible: Visible, mode: str, rounds: int) -> dict[str, int]:
-    """How many profiles a build makes at most, by side and in all: what it may cost, before anything is written.
+    """How many texts a build writes at most, by side and in all: what it may cost, before anything is written. `again`
+    are those under a second seed, see `Built.floor`.
 
     Raises:
         InputError: an unknown mode, or rounds below 1.
@@ -88,7 +94,8 @@ def plan(visible: Visible, mode: str, rounds: int) -> dict[str, int]:
     passes = rounds if mode == "full" else 1
     sides = {"user": 0 if mode == "item-only" else len(visible.users) * passes,
              "item": 0 if mode == "user-only" else len(visible.subjects) * passes,
-             "cut": 0 if mode == "item-only" else len(visible.cuts)}
+             "cut": 0 if mode == "item-only" else len(visible.cuts),
+             "again": min(AGAIN, len(visible.subjects if mode == "item-only" else visible.users))}
     return sides | {"all": sum(sides.values())}
 
 
@@ -131,15 +138,18 @@ class Loop:
         users = items = previous = None
         for t in range(rounds if mode == "full" else 1):
             if mode != "item-only":
-                users = self._side("user", t, self._user_prompts(items), built, last, moved)
+                of_users = self._user_prompts(items)
+                users = self._side("user", t, of_users, built, last, moved)
             if mode != "user-only":
-                previous, items = items, self._side("item", t, self._item_prompts(users), built, last, moved)
+                of_items = self._item_prompts(users)
+                previous, items = items, self._side("item", t, of_items, built, last, moved)
             sides = [done for done in built.rounds if done.round == t]
             if t and self.encode and all(done.cosine_distance < epsilon for done in sides):
                 built.converged = True
                 break
         if mode != "item-only":  # as the whole users of the last round were made
             self._side("cut", t, self._cut_prompts(previous), built, last, moved)
+        built.floor = self._floor("item", of_items) if mode == "item-only" else self._floor("user", of_users)
         built.rates = {side: geometric_rate(np.array(steps), self.seed) for side, steps in moved.items() if steps}
         built.usage = asdict(self.writer.usage)
         some = self.visible.users[self._sample(len(self.visible.users))]
@@ -199,14 +209,33 @@ class Loop:
         """Prompts of items from their users' profiles (Eq. 7), or from these users' other items if they have none."""
         v = self.visible
         said = None if users is None else dict(zip(v.users.tolist(), users))
-        made = []
-        for item, ids in zip(v.subjects.tolist(), v.users_of(USERS)):
-            if said is not None:
-                others = [said[user] for user in ids.tolist()]
-            else:
-                others = [v.titles[other] for user in ids for other in v.history(user).tolist() if other != item]
-            made.append(prompts.make("item", [v.texts[item]], list(dict.fromkeys(others)), self.writer, v.titles[item]))
-        return made
+        return [self._item_prompt(item, ids.tolist(), said) for item, ids in zip(v.subjects.tolist(), v.users_of(USERS))]
+
+    def _item_prompt(self, item: int, ids: list[int], said: dict[int, str] | None) -> Prompt:
+        v = self.visible
+        if said is not None:
+            others = [said[user] for user in ids]
+        else:
+            others = [v.titles[other] for user in ids for other in v.history(user).tolist() if other != item]
+        return prompts.make("item", [v.texts[item]], list(dict.fromkeys(others)), self.writer, v.titles[item])
+
+    def without_own(self, users: list[str], most: int) -> tuple[np.ndarray, list[str]]:
+        """Items' profiles without one of the users that they were made from: what such a profile owes to the user whom
+        a model is trained to recommend the item to.
+
+        Args:
+            users: the profiles of `Visible.users` that the items' were made from.
+            most: pairs, drawn with the loop's seed.
+
+        → (pairs, 2) user and item, and the profiles.
+        """
+        v, said = self.visible, dict(zip(self.visible.users.tolist(), users))
+        of = [(item, ids.tolist()) for item, ids in zip(v.subjects.tolist(), v.users_of(USERS))]
+        pairs = [(user, item, [other for other in ids if other != user]) for item, ids in of for user in ids]
+        some = [pairs[place] for place in np.random.default_rng(self.seed).permutation(len(pairs))[:most]]
+        answers, _, _ = self.write("item", [self._item_prompt(item, ids, said) for _, item, ids in some],
+                                   "items without a user")
+        return np.array([pair[:2] for pair in some], np.int64).reshape(-1, 2), [text for text, _ in answers]
 
     # What is done with it
 
@@ -234,17 +263,29 @@ class Loop:
         built.rounds.append(Round(**done))
         return texts
 
+    def _floor(self, kind: str, asked: list[Prompt]) -> float | None:
+        """See `Built.floor`."""
+        if not self.encode:
+            return None
+        some = [asked[place] for place in self._sample(len(asked))[:AGAIN]]
+        once, twice = (self.encode([text for text, _ in self.write(kind, some, "under a second seed", seed)[0]])
+                       for seed in (self.seed, self.seed + 2))  # the next seed is for what was no use
+        return float(distances(once, twice).mean())
+
     def _sample(self, count: int) -> np.ndarray:
         return np.random.default_rng(self.seed).permutation(count)[:COMPARED]
 
-    def write(self, kind: str, asked: list[Prompt], what: str) -> tuple[list[tuple[str, bool]], int, list[str]]:
+    def write(
+        self, kind: str, asked: list[Prompt], what: str, seed: int | None = None
+    ) -> tuple[list[tuple[str, bool]], int, list[str]]:
         """Texts of prompts, each with whether it is a fallback; those that are stored are not asked for again.
 
-        → answers, how many were written now, and their keys.
+        → answers, how many were written now, and their keys. `seed` is another than the loop's.
         """
+        seed = self.seed if seed is None else seed
         wording = prompts.template(kind)
         made_by = self.writer.name, self.writer.revision, f"{wording.name} {wording.sha256}"
-        blank = [Text("", *made_by, prompt.text, self.seed) for prompt in asked]
+        blank = [Text("", *made_by, prompt.text, seed) for prompt in asked]
         keys = [text.key for text in blank]
         distinct = {key: place for place, key in enumerate(keys)}
         order, written = list(distinct), 0
@@ -256,13 +297,14 @@ class Loop:
                 have = self.store.get(batch)
                 missing = [key for key in batch if key not in have]
                 if missing:
-                    self._batch([asked[distinct[key]] for key in missing], [blank[distinct[key]] for key in missing])
+                    places = [distinct[key] for key in missing]
+                    self._batch([asked[place] for place in places], [blank[place] for place in places], seed)
                     written += len(missing)
                 progress.update(len(batch))
         found = self.store.get(order)
         return [found[key] for key in keys], written, keys
 
-    def _batch(self, asked: list[Prompt], blank: list[Text]) -> None:
+    def _batch(self, asked: list[Prompt], blank: list[Text], seed: int) -> None:
         """Write a batch and store it: what is no use is asked for once more, then the extractive writer stands in.
 
         All in one transaction, so that a build that goes on finds a batch whole or not at all. A writer that streams
@@ -282,9 +324,9 @@ class Loop:
                     self.store.put([made[place]])
             return sorted(bad)
 
-        bad = useless(list(range(len(asked))), self.seed, lambda prompt: prompt)
+        bad = useless(list(range(len(asked))), seed, lambda prompt: prompt)
         if bad and self.writer.name != self.spare.name:
-            bad = useless(bad, self.seed + 1, prompts.again)
-        for place, text in zip(bad, self.spare.write([asked[place] for place in bad], self.seed)):
+            bad = useless(bad, seed + 1, prompts.again)
+        for place, text in zip(bad, self.spare.write([asked[place] for place in bad], seed)):
             made[place] = replace(blank[place], text=text, fallback=self.writer.name != self.spare.name)
         self.store.put(made.values())

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
-from nullrec_lib.language.writers import WriterError
+from nullrec_lib.language.writers import Prompt, WriterError
 from nullrec_lib.profiles import prompts
-from nullrec_lib.profiles.build import build, export, load
+from nullrec_lib.profiles.build import build, export, load, own_user
+from nullrec_lib.profiles.convergence import distances
 from nullrec_lib.profiles.loop import MODES, Loop, plan
 from nullrec_lib.profiles.store import Store
 from nullrec_lib.profiles.visible import visible
@@ -24,10 +25,10 @@ SEQUENCES = [[0, 1, 2, 3, 4], [1, 2, 5], [2, 3, 6, 0, 4], [4, 5, 6, 7], [0, 2, 4
 TRAIN = [0, 1, 2]
 
 
-def loop(folder, sequences=SEQUENCES, writer=None, cuts=(1, 3)):
+def loop(folder, sequences=SEQUENCES, writer=None, cuts=(1, 3), encode=flat):
     dataset, parts = toy(sequences, TRAIN)
     ids = [f"u{n}" for n in range(len(sequences))], [f"i{n}" for n in range(8)]
-    return Loop(visible(dataset, parts, cuts), ids, writer or Echo(), folder, flat)
+    return Loop(visible(dataset, parts, cuts), ids, writer or Echo(), folder, encode)
 
 
 def stored(folder):
@@ -66,6 +67,49 @@ def test_a_mode_makes_what_it_plans(mode, tmp_path):
     assert kinds == {"user-only": {"user"}, "item-only": {"item"}}.get(mode, {"user", "item"})
     if mode == "item-only":  # from what its users chose besides
         assert "- thing 0\n" in stored(tmp_path)["item", "i4", 0, 0][1].split("<customers>")[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_floor_is_how_far_apart_one_prompt_answers_under_two_seeds(mode, tmp_path):
+    class Settled(Echo):
+        write = lambda self, asked, seed: super().write(asked, 0)
+
+    made = loop(tmp_path / "moved")
+    built = made.run(mode, rounds=2, epsilon=0)
+    of = "item" if mode == "item-only" else "user"
+    last = max(done.round for done in built.rounds)
+    asked = [prompts_of for (kind, _, cut, t), (_, prompts_of) in stored(tmp_path / "moved").items()
+             if (kind, cut, t) == (of, 0, last)]
+    answers = [flat([Echo().write([Prompt(one)], seed)[0] for one in asked]) for seed in (22, 24)]
+    assert built.floor == pytest.approx(distances(*answers).mean()) and built.floor > 1
+    assert plan(made.visible, mode, 2)["again"] == len(asked)
+    assert loop(tmp_path / "still", writer=Settled()).run(mode, rounds=2, epsilon=0).floor == 0
+    assert loop(tmp_path / "blind", encode=None).run(mode, rounds=2, epsilon=0).floor is None
+
+
+def test_an_item_without_one_of_its_users_knows_nothing_of_this_one(tmp_path):
+    made = loop(tmp_path)
+    made.run("single-pass")
+    users = [stored(tmp_path)["user", f"u{user}", 0, 0][0] for user in made.visible.users]
+    pairs, texts = made.without_own(users, most=99)
+    assert sorted(map(tuple, pairs.tolist())) == sorted((user, item) for user in TRAIN for item in SEQUENCES[user])
+    for (user, item), text in zip(pairs.tolist(), texts):
+        prompt = next(one for one in made.writer.asked if Echo().write([Prompt(one)], 22) == [text])
+        others = [other for other in TRAIN if item in SEQUENCES[other] and other != user]
+        assert f"made of stuff {item}" in prompt and prompts.clean(users[user]) not in prompt
+        assert all(prompts.clean(users[other]) in prompt for other in others)
+    assert len(made.without_own(users, most=3)[0]) == 3
+
+
+def test_what_item_profiles_owe_to_their_own_users(tmp_path):
+    build(tmp_path, data="shop-tiny", rounds=1, say=lambda _: None)
+    found = own_user(tmp_path, most=40)
+    assert found["pairs"] == 40 and 0 < found["distance"] < 1 and found["with"] > found["without"]
+    with pytest.raises(InputError, match="was built by another writer"):
+        own_user(tmp_path, own_words=3)
+    build(tmp_path / "half", data="shop-tiny", mode="user-only", say=lambda _: None)
+    with pytest.raises(InputError, match="profiles of one side only"):
+        own_user(tmp_path / "half")
 
 
 def test_no_prompt_knows_what_is_held_out(tmp_path):
@@ -109,7 +153,7 @@ class Moody(Echo):
 @pytest.mark.parametrize("recovers", [True, False])
 def test_nonsense_is_asked_for_once_more_and_then_replaced_and_counted(recovers, tmp_path):
     writer = Moody(recovers)
-    built = loop(tmp_path, writer=writer).run("single-pass")
+    built = loop(tmp_path, writer=writer, encode=None).run("single-pass")
     bad = writer.seeds.count(23)
     assert bad > 0 and set(writer.seeds) == {22, 23}
     assert sum("Your last answer" in asked for asked in writer.asked) == bad
@@ -162,8 +206,8 @@ class Streams(Echo):
 def test_every_text_that_was_paid_for_is_stored(tmp_path):
     writer, after = Streams(5), Streams(-1)
     with pytest.raises(WriterError):
-        loop(tmp_path, writer=writer).run("single-pass")
-    loop(tmp_path, writer=after).run("single-pass")
+        loop(tmp_path, writer=writer, encode=None).run("single-pass")
+    loop(tmp_path, writer=after, encode=None).run("single-pass")
     assert len(writer.asked) == 5 and not set(writer.asked) & set(after.asked)
 
 
@@ -201,7 +245,7 @@ def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path, monkeypatch)
     monkeypatch.setattr(builds, "make_writer", lambda *_, **__: writer)
     monkeypatch.setattr(Loop, "run", lambda *_: said.append("begun"))
     builds.build(tmp_path, data="shop-tiny", rounds=1, say=said.append)
-    count = int(re.search(r"at most ([\d,]+) profiles", said[0]).group(1))
+    count = int(re.search(r"at most ([\d,]+) texts", said[0]).group(1))
     assert said[1] == (f"About {100 * count:,} tokens to read and at most {7 * count:,} to write; "
                        f"a cost of {count / 2:,.2f}.")
     assert said[2] == "begun" and writer.asked == []
@@ -246,7 +290,8 @@ def test_the_commands(asked, tmp_path):
     done = call(*asked, "--json")
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.exit_code == 0 and "shop-tiny, cold-start: at most" in done.stderr and told["asked"]["seed"] == 22
-    planned = int(re.search(r"at most (\d+) profiles", done.stderr).group(1))
+    planned, twice = map(int, re.search(r"at most (\d+) texts .* (\d+) under a second seed", done.stderr).groups())
+    planned -= twice
     assert sum(one["profiles"] for one in told["rounds"]) == planned
     lines = [json.loads(line) for line in call("profiles", "export", tmp_path / "p").stdout.splitlines()]
     assert len(lines) == planned
