@@ -111,6 +111,19 @@ def export(
         print(line)
 
 
+@app.command()
+@speaks
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished builds.")],
+    out: Annotated[Path, typer.Option(help="Where the tables are made; builds that lie there stay in them.")]
+    = Path("reports/profiles"),
+) -> None:
+    """What builds did and know, side by side: rounds, costs, probes of a known truth, recommending without training."""
+    from nullrec_lib.profiles.report import report as make
+
+    print(f"tables in {make(folders, out)}")
+
+
 @model_app.command("build")
 @speaks
 def build_model(

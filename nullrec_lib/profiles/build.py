@@ -23,7 +23,7 @@ from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.convergence import distances
-from nullrec_lib.profiles.loop import Built, Loop, plan
+from nullrec_lib.profiles.loop import Built, Loop, finished, plan
 from nullrec_lib.profiles.store import Profile, Store
 from nullrec_lib.profiles.visible import Visible, visible
 
@@ -49,7 +49,7 @@ def build(
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> Built:
-    """Build profiles into `out`, or go on with a build that was stopped, or read what a finished one did again.
+    """Build profiles into `out`, or go on with a build that was stopped, or read the record of a finished one.
 
     Args:
         out: folder of the store, `asked.json` and `build.json`.
@@ -71,10 +71,13 @@ def build(
     dataset, parts, seen, who = _ready(data, split, keep, writer, cuts, limit_users, seed, settings)
     counts = plan(seen, mode, rounds)
     # The writer's settings are in its revision, as far as they can change a text.
-    made_of = asked | {"revision": who.revision, "split_fingerprint": parts.fingerprint(),
+    made_of = asked | {"settings": settings, "revision": who.revision, "split_fingerprint": parts.fingerprint(),
                        "data_fingerprint": dataset.fingerprint(), "templates": prompts.VERSION}
     with alone(out):  # two processes that share a folder agree on what is built there
         _claim(Path(out), made_of)
+    if (done := finished(out)) is not None:
+        say(f"{data}, {split}: finished already, in {out}.")
+        return done
     say(f"{data}, {split}: at most {counts['all']:,} texts ({counts['user']:,} of users, {counts['item']:,} of items, "
         f"{counts['cut']:,} of users at cuts {', '.join(map(str, cuts))}, {counts['again']:,} under a second seed) by "
         f"{who.name}.")
@@ -84,9 +87,18 @@ def build(
     return loop.run(mode, rounds, epsilon, made_of)
 
 
-def _ready(data, split, keep, writer, cuts, limit_users, seed, settings) -> tuple[Dataset, Split, Visible, Writer]:
+def material(data: str, split: str, keep: str | None) -> tuple[Dataset, Split]:
+    """What profiles are built from: a data set, cut, and its split.
+
+    Raises:
+        InputError: wrong input.
+    """
     dataset = cut(sets.load(data), keep)
-    parts = make_split(dataset, split)
+    return dataset, make_split(dataset, split)
+
+
+def _ready(data, split, keep, writer, cuts, limit_users, seed, settings) -> tuple[Dataset, Split, Visible, Writer]:
+    dataset, parts = material(data, split, keep)
     seen = visible(dataset, parts, cuts, limit_users, seed)
     return dataset, parts, seen, make_writer(writer, seen.texts, **settings)
 
@@ -95,7 +107,7 @@ def _ids(dataset: Dataset) -> tuple[list[str], list[str]]:
     return list(dataset.user_ids), list(dataset.items["item_id"])
 
 
-def own_user(folder: Path, most: int = 500, **settings: Any) -> dict[str, float]:
+def own_user(folder: Path, most: int = 500) -> dict[str, float]:
     """What item profiles owe to the very users whom a model learns to recommend the items to: an item profile is made
     from its training users' profiles, and each of these users is, for some example, the one it is trained for. Profiles
     of drawn items are written once more without one such user.
@@ -103,21 +115,20 @@ def own_user(folder: Path, most: int = 500, **settings: Any) -> dict[str, float]
     Args:
         folder: of a finished build; the new texts are stored beside its own.
         most: pairs of a user and an item.
-        settings: of the writer, as the build had them.
 
     Returns: `pairs`; `distance`, mean √(2 − 2cos) between an item's profile with and without the user; and `with` and
         `without`, the mean cosine of the item's profile to the user's own.
 
     Raises:
-        InputError: no build, one without user or item profiles, or settings that were not the build's.
+        InputError: no build, one without user or item profiles, or its writer is not what it was.
     """
     folder = Path(folder)
     profiles = list(Store(folder).profiles())
     asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
     dataset, _, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
-                                   asked["limit_users"], asked["seed"], settings)
+                                   asked["limit_users"], asked["seed"], asked["settings"])
     if who.revision != asked["revision"]:
-        raise InputError(f"{folder}: was built by another writer; give the settings that it had.")
+        raise InputError(f"{folder}: was built by {asked['writer']} as it was then, and it has changed since.")
     last = max(one.round for one in profiles)
     said = {kind: {one.id: one.text for one in profiles if (one.kind, one.cut, one.round) == (kind, None, last)}
             for kind in ("user", "item")}
@@ -178,7 +189,9 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
     path = out / ASKED
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name))
+        # Not the settings: what of them can change a text is in the revision.
+        names = (asked.keys() | found.keys()) - {"settings"}
+        differ = sorted(name for name in names if asked.get(name) != found.get(name))
         if differ:
             raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
     write_json(path, asked)

@@ -10,6 +10,7 @@ whole users got their last one. Run again, it asks the store first and goes on w
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,11 +34,13 @@ MODES = ("full", "single-pass", "user-only", "item-only")
 """All of the loop; its first pass; users from items alone; items from their users' histories, without user profiles."""
 NEIGHBOURS, THEIR_ITEMS, USERS = 10, 5, 50
 """Neighbours of a user, items told of each (the newest that the user has not), and users told of an item."""
-COMPARED = 2000
+COMPARED = 500
 """Subjects per side, at most, whose profiles are embedded to see how far they moved: a seeded sample."""
 
 AGAIN = 100
 """Prompts of the last round, at most, that are answered under a second seed."""
+
+BUILT = "build.json"
 
 Encode = Callable[[list[str]], np.ndarray]
 
@@ -78,6 +81,17 @@ class Built:
     """What the writer spent in this call: prompts, tokens, seconds."""
     neighbour_overlap: list[list[float]] = field(default_factory=list)
     """(users compared, NEIGHBOURS) share of a training user's items that its neighbours have (Eq. 5), nearest first."""
+
+
+def finished(folder: Path) -> Built | None:
+    """The record of the build in a folder, if it has finished."""
+    path = Path(folder) / BUILT
+    if not path.is_file():
+        return None
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["rounds"] = [Round(**done) for done in told["rounds"]]
+    told["rates"] = {side: rate and Rate(**rate) for side, rate in told["rates"].items()}
+    return Built(**told)
 
 
 def plan(visible: Visible, mode: str, rounds: int) -> dict[str, int]:
@@ -154,7 +168,7 @@ class Loop:
         built.usage = asdict(self.writer.usage)
         some = self.visible.users[self._sample(len(self.visible.users))]
         built.neighbour_overlap = self.neighbours([self.visible.history(user) for user in some], some).score.tolist()
-        write_json(self.folder / "build.json", asdict(built))
+        write_json(self.folder / BUILT, asdict(built))
         return built
 
     # What is asked

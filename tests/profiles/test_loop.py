@@ -105,8 +105,10 @@ def test_what_item_profiles_owe_to_their_own_users(tmp_path):
     build(tmp_path, data="shop-tiny", rounds=1, say=lambda _: None)
     found = own_user(tmp_path, most=40)
     assert found["pairs"] == 40 and 0 < found["distance"] < 1 and found["with"] > found["without"]
-    with pytest.raises(InputError, match="was built by another writer"):
-        own_user(tmp_path, own_words=3)
+    changed = json.loads((tmp_path / "asked.json").read_text()) | {"revision": "older"}
+    (tmp_path / "asked.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="was built by extractive as it was then"):
+        own_user(tmp_path)
     build(tmp_path / "half", data="shop-tiny", mode="user-only", say=lambda _: None)
     with pytest.raises(InputError, match="profiles of one side only"):
         own_user(tmp_path / "half")
@@ -300,8 +302,16 @@ def test_the_commands(asked, tmp_path):
     user = next(one["id"] for one in lines if one["kind"] == "user" and one["cut"] is None)
     shown = call("profiles", "show", user, "--out", tmp_path / "p").stdout
     assert f"user {user}, round 0, extractive:" in shown and "\n  + " in shown
-    again = call(*asked)
-    assert again.exit_code == 0 and re.search(r"user +0 +\d+ +0 +0", again.stdout)  # nothing was written anew
+    again = call(*asked, "--json")
+    assert again.exit_code == 0 and "finished already" in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1]) == told
+    made = call("profiles", "report", tmp_path / "p", "--out", tmp_path / "r")
+    assert made.exit_code == 0, made.stderr
+    table, stored_ = (tmp_path / "r" / "results.md").read_text(), json.loads((tmp_path / "r" / "p.json").read_text())
+    assert stored_["rounds"] == told["rounds"] and len(stored_["readings"]) == 2 + len({r["round"] for r in told["rounds"]})
+    assert "| p | item texts |" in table and f"{stored_['own_user']['distance']:.4g}"[:5] in table
+    missing = call("profiles", "report", tmp_path, "--out", tmp_path / "r")
+    assert missing.exit_code == 2 and "no build has finished here" in missing.stderr
 
 
 @pytest.mark.parametrize("wrong, said", [
