@@ -68,7 +68,7 @@ def readings(
     rows = [row("item texts", None, own := encode(texts))]
     for t in sorted({round for _, round in said}):
         users = items = None
-        if whole := said.get(("user", t)):
+        if (whole := said.get(("user", t))) and truth is not None:
             named = {number["user"][name]: text for name, text in whole.items()}
             users = encode([named[user] for user in some])
         if of_items := said.get(("item", t)):
