@@ -39,8 +39,17 @@ def measure(folder: Path) -> dict[str, Any]:
     owed = own_user(folder) if both and not asked["writer"].startswith("server:") else None
     told = json.loads((Path(folder) / BUILT).read_text(encoding="utf-8"))
     del told["neighbour_overlap"]
+    asked = told["asked"]  # for others to read: a model by its name, not by where it lies here
+    kind, _, where = asked["writer"].partition(":")
+    asked["writer"] = f"{kind}:{_name(where)}" if kind == "local" else asked["writer"]
+    asked["settings"] |= {name: _name(value) for name, value in asked["settings"].items() if name == "model"}
     rows = json.loads(found.to_json(orient="records"))
     return told | {"readings": rows, "own_user": owed, "measured_on": environment()}
+
+
+def _name(model: str) -> str:
+    """A model's folder without the path to it; a name on the hub as it is."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def report(folders: list[Path], out: Path) -> Path:
