@@ -107,6 +107,23 @@ def _ids(dataset: Dataset) -> tuple[list[str], list[str]]:
     return list(dataset.user_ids), list(dataset.items["item_id"])
 
 
+def resume(folder: Path) -> tuple[Loop, Visible]:
+    """The loop of a build that is there, to write more with, and what it may see.
+
+    Raises:
+        InputError: none is there, or its writer is not what it was.
+    """
+    path = Path(folder) / ASKED
+    if not path.is_file():
+        raise InputError(f"{folder}: no profiles were built here; `nullrec profiles build --out` makes some.")
+    asked = json.loads(path.read_text(encoding="utf-8"))
+    dataset, _, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
+                                   asked["limit_users"], asked["seed"], asked["settings"])
+    if who.revision != asked["revision"]:
+        raise InputError(f"{folder}: was built by {asked['writer']} as it was then, and it has changed since.")
+    return Loop(seen, _ids(dataset), who, folder, partial(embed_texts, encoder=asked["encoder"]), asked["seed"]), seen
+
+
 def own_user(folder: Path, most: int = 500) -> dict[str, float]:
     """What item profiles owe to the very users whom a model learns to recommend the items to: an item profile is made
     from its training users' profiles, and each of these users is, for some example, the one it is trained for. Profiles
@@ -122,20 +139,14 @@ def own_user(folder: Path, most: int = 500) -> dict[str, float]:
     Raises:
         InputError: no build, one without user or item profiles, or its writer is not what it was.
     """
-    folder = Path(folder)
-    profiles = list(Store(folder).profiles())
-    asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
-    dataset, _, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
-                                   asked["limit_users"], asked["seed"], asked["settings"])
-    if who.revision != asked["revision"]:
-        raise InputError(f"{folder}: was built by {asked['writer']} as it was then, and it has changed since.")
+    loop, seen = resume(folder)
+    profiles = list(loop.store.profiles())
     last = max(one.round for one in profiles)
     said = {kind: {one.id: one.text for one in profiles if (one.kind, one.cut, one.round) == (kind, None, last)}
             for kind in ("user", "item")}
     if not all(said.values()):
         raise InputError(f"{folder}: holds profiles of one side only; build it with mode full or single-pass.")
-    encode = partial(embed_texts, encoder=asked["encoder"])
-    loop = Loop(seen, _ids(dataset), who, folder, encode, asked["seed"])
+    encode = loop.encode
     user_ids, item_ids = loop.user_ids, loop.item_ids
     pairs, texts = loop.without_own([said["user"][user_ids[user]] for user in seen.users], most)
     whose = encode([said["user"][user_ids[user]] for user in pairs[:, 0]])

@@ -120,6 +120,17 @@ class Store:
         for kind_, id_, cut, round_, text, writer, fallback, place in self._base.execute(query, (kind, id)):
             yield Profile(kind_, id_, cut or None, round_, text, writer, bool(fallback), place)
 
+    def last(self) -> dict[tuple[str, bool], list[tuple[Profile, str]]]:
+        """(kind, whether at a cut) → the profiles of its last round with their prompts, by place."""
+        query = ("select kind, id, cut, round, text, writer, fallback, place, prompt from profiles join texts using (key) "
+                 "order by kind, cut > 0, round desc, place")
+        found: dict[tuple[str, bool], list[tuple[Profile, str]]] = {}
+        for kind, id_, cut, round_, text, writer, fallback, place, prompt in self._base.execute(query):
+            mine = found.setdefault((kind, cut > 0), [])
+            if not mine or mine[0][0].round == round_:
+                mine.append((Profile(kind, id_, cut or None, round_, text, writer, bool(fallback), place), prompt))
+        return found
+
     def pairs(self) -> list[tuple[str, str]]:
         """(prompt, text) of items and of training users as a whole, each once, in the order of their rounds: examples
         for a writer to learn from. Users at cuts are left out, as held-out users are among them."""

@@ -1,0 +1,322 @@
+"""GRPO on profiles (PtE, section 4.2): the writer learns to write what is worth more, for users and items alike.
+
+TRL's GRPOTrainer samples K candidates per prompt, and the policy moves to those that are better than their group's
+mean. Nothing here overrides the trainer: rewards are one function, and the printed objective's advantage is had by
+rewarding log σ(R − R̄) and letting the trainer subtract the group's mean (`rewards.advantages`).
+
+The loss that a trainer prints begins at 0 and says little: in every group the advantages sum to 0, and while the policy
+is the one that sampled, each candidate's ratio is 1. What is learned shows in the reward.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+
+from nullrec_lib.errors import InputError
+from nullrec_lib.files import alone, write_json, write_tensors
+from nullrec_lib.language.encoders.folders import model_sha256
+from nullrec_lib.language.tuning import save
+from nullrec_lib.language.writers import Prompt
+from nullrec_lib.language.writers.local import Local, find, load_model, load_tokenizer
+from nullrec_lib.profiles.convergence import mean_cosine
+from nullrec_lib.profiles.rewards import Reward, advantages
+from nullrec_lib.profiles.sides import Side, sides
+from nullrec_lib.progress import bar
+
+RECORD, MODEL, CURRENT = "grpo.json", "model", "current.safetensors"
+HELD_OUT = 0.2
+"""Part of the subjects of each side that the policy never sees."""
+JUDGED = 64
+"""Subjects of each side and part, at most, whose reward is measured before and after."""
+SHOWN = 3
+"""Of them, those whose profiles before and after are kept in the record."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a result; `lr` and `beta` (of the KL term to the writer before) as in TRL."""
+
+    steps: int = 100
+    num_generations: int = 8
+    prompts_per_step: int = 4
+    advantage: str = "standard"
+    lambda_collab: float = 1.0
+    lambda_dist: float = 0.5
+    temperature: float = 1.0
+    max_tokens: int = 64
+    lr: float = 5e-5
+    beta: float = 0.02
+    refresh: int = 25
+    """Steps after which the neighbours' embeddings are those of the best candidates seen since."""
+    lora: bool = False
+    seed: int = 22
+
+    def __post_init__(self):
+        for name in ("steps", "num_generations", "prompts_per_step", "max_tokens", "refresh"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} is below 1.")
+        if self.num_generations < 2:
+            raise InputError("num_generations: a group of one has nothing to be compared with; give 2 or more.")
+        for name in ("temperature", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
+        if not 0 <= self.beta < float("inf"):
+            raise InputError(f"beta: {self.beta} is not a finite number of at least 0.")
+        advantages(np.zeros((1, 2)), self.advantage)
+
+
+def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str | None = None) -> dict[str, Any]:
+    """Optimise the local writer of a finished build of profiles; the folder `out` gets `model` and the record.
+
+    Each side's subjects are parted: the policy sees the prompts of one part, and what it gained is measured on both. A
+    training that was stopped goes on from its last checkpoint; a finished one is read.
+
+    Args:
+        profiles: folder of a build with a local writer; its last round's prompts are the prompts.
+        out: folder to make.
+        base: the model to start from; None: the build's writer.
+
+    Returns: the record: `settings`, `start` and `end` (see `judge`), `gain` by side and part, `history` (what the
+        trainer logged, by step), `samples`, `seconds`.
+
+    Raises:
+        InputError: no such build, a writer that is not local, settings out of range, or `out` holds something else.
+    """
+    out = Path(out)
+    loop, made = sides(profiles, settings.lambda_collab, settings.lambda_dist)
+    if base is None and not loop.writer.name.startswith("local:"):
+        raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
+    source = find(base or loop.writer.name.partition(":")[2])
+    made_by = {"settings": asdict(settings), "model_sha256": model_sha256(source),
+               "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
+    with alone(out):
+        if (out / RECORD).exists():
+            record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+            if {name: record[name] for name in made_by} != made_by:
+                raise InputError(f"{out}: holds another training; give another folder.")
+            return record
+        trained = {kind: side for kind, side in made.items() if kind != "cut"}
+        parts = {kind: _part(side, settings.seed) for kind, side in trained.items()}
+        begun = time.perf_counter()
+        before = _candidates(source, trained, parts, settings)
+        history = _train(source, out, trained, parts, settings)
+        after = _candidates(out / MODEL, trained, parts, settings)
+        record = made_by | {
+            "start": judge(trained, parts, before), "end": judge(trained, parts, after),
+            "gain": gain(trained, parts, before, after), "history": history,
+            "samples": [{"kind": kind, "id": trained[kind].ids[place], "before": before[kind, "held_out"][0][n],
+                         "after": after[kind, "held_out"][0][n]}
+                        for kind in trained for n, place in enumerate(parts[kind]["held_out"][:SHOWN])],
+            "seconds": time.perf_counter() - begun,
+        }
+        write_json(out / RECORD, record)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        return record
+
+
+Parts = dict[str, np.ndarray]
+Written = dict[tuple[str, str], list[list[str]]]
+"""(side, part) → K lists of texts, one per judged subject."""
+
+
+def _part(side: Side, seed: int) -> Parts:
+    """Places of the subjects to learn from and of those held out; what differs only in its id is on one side."""
+    prompts = sorted(set(side.prompts))
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    held = {prompts[place] for place in order[: max(1, round(HELD_OUT * len(prompts)))]}
+    places = np.random.default_rng(seed + 1).permutation(len(side.prompts))
+    is_held = np.array([side.prompts[place] in held for place in places])
+    return {"train": places[~is_held], "held_out": places[is_held]}
+
+
+def _candidates(model: Path, made: dict[str, Side], parts: dict[str, Parts], settings: Settings) -> Written:
+    """K candidates for the judged subjects, sampled alike before and after."""
+    writer = Local(str(model), settings.temperature, max_tokens=settings.max_tokens, no_repeat=0)
+    jobs = [(kind, part, place, made[kind]) for kind in made for part, place in parts[kind].items()]
+    written: Written = {}
+    with bar(what="candidates", total=len(jobs) * settings.num_generations, unit="batch") as progress:
+        for kind, part, places, side in jobs:
+            asked = [Prompt(side.prompts[place]) for place in places[:JUDGED]]
+            written[kind, part] = []
+            for k in range(settings.num_generations):
+                written[kind, part].append(writer.write(asked, settings.seed + k))
+                progress.update()
+    return written
+
+
+def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> dict[str, dict[str, float]]:
+    """What candidates are worth, by `side part`: mean `collab`, `dist` and `reward`, that of the `best` of each group,
+    `spread` (mean standard deviation within groups), `words`, and `alike`, the mean cosine of two subjects' texts."""
+    found = {}
+    for (kind, part), groups in written.items():
+        side, places = made[kind], parts[kind][part][:JUDGED]
+        terms = [side.reward(texts, places) for texts in groups]
+        total = np.stack([one.total for one in terms])  # (K, n)
+        found[f"{kind} {part}"] = {
+            "subjects": len(places), "collab": float(np.mean([one.collab for one in terms])),
+            "dist": float(np.mean([one.dist for one in terms])), "reward": float(total.mean()),
+            "best": float(total.max(axis=0).mean()), "spread": float(total.std(axis=0, ddof=1).mean()),
+            "words": float(np.mean([len(text.split()) for texts in groups for text in texts])),
+            "alike": float(np.mean([mean_cosine(side.reward.encode(texts)) for texts in groups])),
+        }
+    return found
+
+
+def gain(made: dict[str, Side], parts: dict[str, Parts], before: Written, after: Written) -> dict[str, Any]:
+    """How much the mean reward rose, by `side part`, paired over subjects: as it is, and with all texts cut to one
+    length, the shortest tenth's of both, since longer texts may be nearer to everything.
+
+    Returns: `reward` and `reward_at_equal_length`, each with `mean`, `low`, `high` (95%, t over subjects); and `words`.
+    """
+    found = {}
+    for (kind, part), groups in before.items():
+        side, places = made[kind], parts[kind][part][:JUDGED]
+        lengths = [len(text.split()) for texts in (*groups, *after[kind, part]) for text in texts]
+        words = max(1, int(np.quantile(lengths, 0.1)))
+        short = lambda text: " ".join(text.split()[:words])
+        mean = lambda groups, cut: np.mean(
+            [side.reward([cut(text) for text in texts], places).total for texts in groups], axis=0)
+        risen = {"reward": mean(after[kind, part], str) - mean(groups, str),
+                 "reward_at_equal_length": mean(after[kind, part], short) - mean(groups, short)}
+        found[f"{kind} {part}"] = {name: interval(values) for name, values in risen.items()} | {"words": words}
+    return found
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean with its 95% interval (t)."""
+    mean, n = float(values.mean()), len(values)
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+class Rewarder:
+    """The reward function that TRL calls: one number per candidate, groups of K in a row."""
+
+    __name__ = "profile_reward"  # what the trainer calls it in its logs
+
+    def __init__(self, rewards: dict[str, Reward], settings: Settings):
+        self.rewards, self.settings = rewards, settings
+        self.pending = {kind: reward.current.copy() for kind, reward in rewards.items()}
+        self.refreshed = 0
+
+    def __call__(self, completions: Sequence, kind: Sequence[str], place: Sequence[int], trainer_state=None,
+                 log_metric=None, **_: Any) -> list[float]:
+        """
+        Args:
+            completions: one message list per candidate.
+            kind, place: columns of the data set: the side and the row of the subject.
+        """
+        K = self.settings.num_generations
+        if trainer_state is not None and trainer_state.global_step - self.refreshed >= self.settings.refresh:
+            self.refreshed = trainer_state.global_step
+            for name, reward in self.rewards.items():
+                reward.refresh(self.pending[name])
+        texts = [one[0]["content"] for one in completions]
+        total = np.zeros(len(texts))
+        for name, reward in self.rewards.items():
+            some = np.array([at for at, one in enumerate(kind) if one == name], np.int64)
+            if not len(some):
+                continue
+            mine = [texts[at] for at in some]
+            terms = reward(mine, [place[at] for at in some])
+            total[some] = terms.total
+            rows = reward.encode(mine)
+            for group in some.reshape(-1, K):
+                best = group[total[group].argmax()]
+                self.pending[name][place[best]] = rows[np.searchsorted(some, best)]
+            if log_metric is not None:
+                for term in ("collab", "dist"):
+                    log_metric(f"{name}/{term}", float(getattr(terms, term).mean()))
+                log_metric(f"{name}/reward", float(terms.total.mean()))
+                log_metric(f"{name}/alike", mean_cosine(rows))
+        if self.settings.advantage == "standard":
+            return total.tolist()
+        groups = total.reshape(-1, K)
+        return advantages(groups, self.settings.advantage).reshape(-1).tolist()  # whose group means are 0
+
+
+def config(out: Path, settings: Settings, **more: Any):
+    """TRL's configuration. Generation by vLLM and several GPUs are the trainer's own options: `more` hands them on."""
+    from trl import GRPOConfig
+
+    cuda = torch.cuda.is_available()
+    return GRPOConfig(**dict(
+        output_dir=str(Path(out) / "checkpoints"), seed=settings.seed, max_steps=settings.steps,
+        per_device_train_batch_size=settings.num_generations * settings.prompts_per_step,
+        num_generations=settings.num_generations, max_completion_length=settings.max_tokens,
+        temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
+        scale_rewards="group" if settings.advantage == "standard" else "none",
+        use_cpu=not cuda, bf16=cuda, fp16=False, gradient_checkpointing=False, dataloader_pin_memory=cuda,
+        report_to="none", disable_tqdm=True, logging_steps=1, save_strategy="steps",
+        save_steps=max(1, settings.refresh), save_total_limit=1,
+    ) | more)
+
+
+def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Parts], settings: Settings) -> list[dict]:
+    """Train the policy, save it as `out`/model, and give what was logged, one entry per step."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import GRPOTrainer
+
+    if (out / MODEL / "history.json").exists():
+        return json.loads((out / MODEL / "history.json").read_text(encoding="utf-8"))
+    rows = [{"prompt": [{"role": "user", "content": side.prompts[place]}], "kind": kind, "place": int(place)}
+            for kind, side in made.items() for place in parts[kind]["train"]]
+    rows = [rows[at] for at in np.random.default_rng(settings.seed).permutation(len(rows))]
+    rewarder = Rewarder({kind: side.reward for kind, side in made.items()}, settings)
+
+    class Keeper(TrainerCallback):
+        """Shows progress, and keeps what rewards have come to know beside the weights."""
+
+        def on_step_end(self, args, state, control, **_):
+            progress.update(state.global_step - progress.n)
+
+        def on_save(self, args, state, control, **_):
+            tensors = {f"{when} {kind}": torch.from_numpy(rows) for kind, reward in rewarder.rewards.items()
+                       for when, rows in (("now", reward.current), ("next", rewarder.pending[kind]))}
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_tensors(folder / CURRENT, tensors | {"refreshed": torch.tensor(rewarder.refreshed)})
+
+    cuda = torch.cuda.is_available()
+    adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    tokenizer = load_tokenizer(source)
+    with warnings.catch_warnings(), bar(what="GRPO", total=settings.steps, unit="step") as progress:
+        warnings.simplefilter("ignore")  # of the libraries at one another
+        trainer = GRPOTrainer(
+            load_model(source, torch.bfloat16 if cuda and settings.lora else torch.float32), rewarder,
+            config(out, settings), Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Keeper()],
+            peft_config=adapters if settings.lora else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        last = get_last_checkpoint(str(out / "checkpoints")) if (out / "checkpoints").is_dir() else None
+        if last is not None and not (Path(last) / CURRENT).exists():  # killed while it was being written
+            shutil.rmtree(last)
+            last = None
+        if last is not None:
+            kept = load_file(Path(last) / CURRENT)
+            for kind, reward in rewarder.rewards.items():
+                reward.refresh(kept[f"now {kind}"].numpy())
+                rewarder.pending[kind] = kept[f"next {kind}"].numpy()
+            rewarder.refreshed = int(kept["refreshed"])
+        trainer.train(resume_from_checkpoint=last)
+    history = [{name: value for name, value in entry.items() if isinstance(value, (int, float))}
+               for entry in trainer.state.log_history if "reward" in entry]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    unfinished = out / f".{MODEL}"
+    save(model.merge_and_unload() if settings.lora else model, tokenizer, unfinished)
+    write_json(unfinished / "history.json", history)
+    unfinished.replace(out / MODEL)
+    return history
