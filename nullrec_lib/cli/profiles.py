@@ -165,3 +165,54 @@ def build_model(
     for sample in record["samples"]:
         print(f"\n{sample['prompt'].strip()}\n  should be: {sample['profile']}\n  written:   {sample['written']}")
     print(f"\nmodel in {out}: --writer local:{out}")
+
+
+grpo_app = typer.Typer()
+
+
+@grpo_app.command()
+@speaks
+def grpo(
+    profiles: Annotated[Path, typer.Option(help="Folder of a finished build by a local writer.")],
+    out: Annotated[Path, typer.Option(help="Folder of the optimised writer; the same command there goes on.")],
+    steps: Annotated[int, typer.Option(help="Of the policy.")] = 100,
+    num_generations: Annotated[int, typer.Option(help="K, candidates of a group.")] = 8,
+    prompts_per_step: Annotated[int, typer.Option(help="Groups of a step.")] = 4,
+    advantage: Annotated[str, typer.Option(
+        help="standard (GRPO's), or log_sigmoid (Eq. 12 as printed, centred in the group).")] = "standard",
+    lambda_collab: Annotated[float, typer.Option(help="Weight of the collaborative reward (Eq. 10).")] = 1.0,
+    lambda_dist: Annotated[float, typer.Option(help="Weight of distinctiveness (Eq. 11).")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Of a candidate.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-5,
+    beta: Annotated[float, typer.Option(help="Weight of the divergence from the writer before.")] = 0.02,
+    refresh: Annotated[int, typer.Option(help="Steps after which neighbours are where their best candidates are.")] = 25,
+    base: Annotated[Optional[str], typer.Option(help="A model to start from instead of the build's writer.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged in the end.")] = False,
+    seed: Annotated[int, typer.Option(help="Of sampling, order and the held-out part.")] = 22,
+    as_json: AsJson = False,
+) -> None:
+    """GRPO (PtE, stage two): the writer of a build learns to write profiles that are worth more.
+
+    nullrec grpo --profiles profiles/shop-local --steps 100 --out grpo/shop
+
+    What its candidates are worth is measured before and after, on subjects that it learned from and on others.
+    """
+    from nullrec_lib.profiles.grpo import Settings, train
+
+    settings = Settings(steps, num_generations, prompts_per_step, advantage, lambda_collab, lambda_dist, temperature,
+                        max_tokens, lr, beta, refresh, lora, seed)
+    record = train(profiles, out, settings, base)
+    if as_json:
+        print(json.dumps(record | {"out": str(out)}, ensure_ascii=False))
+        return
+    number = lambda value, form: "-" if value is None else format(value, form)
+    print(f"{'':>14} {'before':>8} {'after':>8} {'gain':>8} {'95% interval':>20} {'equally long':>13} {'alike':>14} {'words':>9}")
+    for which, before in record["start"].items():
+        after, gained = record["end"][which], record["gain"][which]
+        rise, equal = gained["reward"], gained["reward_at_equal_length"]
+        between = f"{number(rise['low'], '+.4f')} to {number(rise['high'], '+.4f')}"
+        alike = f"{number(before['alike'], '.3f')} to {number(after['alike'], '.3f')}"
+        print(f"{which:>14} {before['reward']['mean']:>8.4f} {after['reward']['mean']:>8.4f} {rise['mean']:>+8.4f} "
+              f"{between:>20} {equal['mean']:>+13.4f} {alike:>14} {before['words']:>4.0f} {after['words']:>4.0f}")
+    print(f"writer in {out}/model: --writer local:{out}/model")

@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -30,7 +30,7 @@ from nullrec_lib.language.tuning import save
 from nullrec_lib.language.writers import Prompt
 from nullrec_lib.language.writers.local import Local, find, load_model, load_tokenizer
 from nullrec_lib.profiles.convergence import mean_cosine
-from nullrec_lib.profiles.rewards import Reward, advantages
+from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.progress import bar
 
@@ -74,6 +74,7 @@ class Settings:
         if not 0 <= self.beta < float("inf"):
             raise InputError(f"beta: {self.beta} is not a finite number of at least 0.")
         advantages(np.zeros((1, 2)), self.advantage)
+        check_weights(self.lambda_collab, self.lambda_dist)
 
 
 def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str | None = None) -> dict[str, Any]:
@@ -155,9 +156,10 @@ def _candidates(model: Path, made: dict[str, Side], parts: dict[str, Parts], set
     return written
 
 
-def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> dict[str, dict[str, float]]:
-    """What candidates are worth, by `side part`: mean `collab`, `dist` and `reward`, that of the `best` of each group,
-    `spread` (mean standard deviation within groups), `words`, and `alike`, the mean cosine of two subjects' texts."""
+def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> dict[str, dict[str, Any]]:
+    """What candidates are worth, by `side part`: mean `collab` and `dist`; `reward` and that of the `best` of each
+    group, with their intervals over subjects; `spread` (mean standard deviation within groups), `words`, and `alike`,
+    the mean cosine of two subjects' texts."""
     found = {}
     for (kind, part), groups in written.items():
         side, places = made[kind], parts[kind][part][:JUDGED]
@@ -165,10 +167,11 @@ def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> d
         total = np.stack([one.total for one in terms])  # (K, n)
         found[f"{kind} {part}"] = {
             "subjects": len(places), "collab": float(np.mean([one.collab for one in terms])),
-            "dist": float(np.mean([one.dist for one in terms])), "reward": float(total.mean()),
-            "best": float(total.max(axis=0).mean()), "spread": float(total.std(axis=0, ddof=1).mean()),
+            "dist": float(np.mean([one.dist for one in terms])), "reward": interval(total.mean(axis=0)),
+            "best": interval(total.max(axis=0)), "spread": float(total.std(axis=0, ddof=1).mean()),
             "words": float(np.mean([len(text.split()) for texts in groups for text in texts])),
-            "alike": float(np.mean([mean_cosine(side.reward.encode(texts)) for texts in groups])),
+            "alike": float(np.mean([mean_cosine(side.reward.encode(texts)) for texts in groups]))
+            if len(places) > 1 else None,
         }
     return found
 
@@ -193,10 +196,12 @@ def gain(made: dict[str, Side], parts: dict[str, Parts], before: Written, after:
     return found
 
 
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean with its 95% interval (t)."""
+def interval(values: np.ndarray) -> dict[str, float | None]:
+    """Mean with its 95% interval (t); of one value, without."""
     mean, n = float(values.mean()), len(values)
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -257,9 +262,9 @@ def config(out: Path, settings: Settings, **more: Any):
         num_generations=settings.num_generations, max_completion_length=settings.max_tokens,
         temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
         scale_rewards="group" if settings.advantage == "standard" else "none",
-        use_cpu=not cuda, bf16=cuda, fp16=False, gradient_checkpointing=False, dataloader_pin_memory=cuda,
+        use_cpu=not cuda, bf16=cuda, fp16=False, activation_checkpointing=False, dataloader_pin_memory=cuda,
         report_to="none", disable_tqdm=True, logging_steps=1, save_strategy="steps",
-        save_steps=max(1, settings.refresh), save_total_limit=1,
+        save_steps=max(1, settings.refresh), save_total_limit=2,
     ) | more)
 
 
@@ -301,10 +306,9 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
             peft_config=adapters if settings.lora else None,
         )
         trainer.remove_callback(PrinterCallback)
-        last = get_last_checkpoint(str(out / "checkpoints")) if (out / "checkpoints").is_dir() else None
-        if last is not None and not (Path(last) / CURRENT).exists():  # killed while it was being written
-            shutil.rmtree(last)
-            last = None
+        (out / "checkpoints").mkdir(exist_ok=True)
+        while (last := get_last_checkpoint(str(out / "checkpoints"))) and not (Path(last) / CURRENT).exists():
+            shutil.rmtree(last)  # killed while it was being written
         if last is not None:
             kept = load_file(Path(last) / CURRENT)
             for kind, reward in rewarder.rewards.items():

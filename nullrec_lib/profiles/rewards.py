@@ -68,11 +68,7 @@ class Reward:
         self, about: np.ndarray, neighbours: np.ndarray, current: np.ndarray,
         encode: Callable[[list[str]], np.ndarray], lambda_collab: float = 1.0, lambda_dist: float = 0.5,
     ):
-        for name, value in (("lambda_collab", lambda_collab), ("lambda_dist", lambda_dist)):
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name}: {value} is not a finite number of at least 0.")
-        if not lambda_collab + lambda_dist:
-            raise InputError("lambda_collab, lambda_dist: both are 0, and nothing would be rewarded.")
+        check_weights(lambda_collab, lambda_dist)
         self.about, self.neighbours, self.encode = about, neighbours, encode
         self.lambda_collab, self.lambda_dist = lambda_collab, lambda_dist
         self.refresh(current)
@@ -90,6 +86,18 @@ class Reward:
         collab = np.where(useless, USELESS, collaborative(rows, self.about[subjects]))
         dist = np.where(useless, USELESS, distinctive(rows, self._near[subjects]))
         return Terms(collab, dist, self.lambda_collab * collab + self.lambda_dist * dist)
+
+
+def check_weights(lambda_collab: float, lambda_dist: float) -> None:
+    """
+    Raises:
+        InputError: one is negative or not finite, or both are 0.
+    """
+    for name, value in (("lambda_collab", lambda_collab), ("lambda_dist", lambda_dist)):
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{name}: {value} is not a finite number of at least 0.")
+    if not lambda_collab + lambda_dist:
+        raise InputError("lambda_collab, lambda_dist: both are 0, and nothing would be rewarded.")
 
 
 def advantages(rewards: np.ndarray, kind: str = "standard", epsilon: float = 1e-4) -> np.ndarray:

@@ -1,0 +1,178 @@
+"""GRPO on profiles: what the policy is told, what is held out, and that a stopped training goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nullrec_lib.cli import app
+from nullrec_lib.errors import InputError
+from nullrec_lib.language import model
+from nullrec_lib.profiles import grpo
+from nullrec_lib.profiles.build import build, examples
+from nullrec_lib.profiles.grpo import Rewarder, Settings, gain, interval, judge, train
+from nullrec_lib.profiles.rewards import Reward
+from nullrec_lib.profiles.sides import Side, sides
+
+FEW = Settings(steps=3, num_generations=2, prompts_per_step=2, max_tokens=12, refresh=1)
+
+
+@pytest.fixture(scope="module")
+def profiles(tmp_path_factory):
+    """A build by a model that has learned next to nothing."""
+    folder = tmp_path_factory.mktemp("grpo")
+    pairs, corpus = examples("shop-tiny", limit_users=20, rounds=1)
+    model.build(pairs, corpus, folder / "model", steps=2, sft_steps=2, hidden=64, layers=2, vocabulary=600,
+                context=900, batch=2)
+    build(folder / "profiles", data="shop-tiny", writer=f"local:{folder / 'model'}", rounds=1, limit_users=6,
+          max_tokens=12, say=lambda _: None)
+    return folder / "profiles"
+
+
+def test_sides_hold_what_is_around_and_who_is_near(profiles):
+    loop, made = sides(profiles)
+    seen = loop.visible
+    texts = loop.encode(list(seen.texts))
+    users, items, cuts = made["user"], made["item"], made["cut"]
+    assert len(users.ids) == len(seen.users) and len(items.ids) == len(seen.subjects) and len(cuts.ids) == len(seen.cuts)
+    assert users.ids[1] == loop.user_ids[seen.users[1]] and cuts.cuts == seen.cuts[:, 1].tolist()
+    mean = texts[seen.history(seen.users[1])].mean(axis=0)
+    assert users.reward.about[1] == pytest.approx(mean, abs=1e-6)
+    first = next(place for place, (_, cut) in enumerate(seen.cuts) if cut == 1)
+    assert cuts.reward.about[first] == pytest.approx(texts[seen.cut_history(first)[0]], abs=1e-6)
+    whole = loop.encode(users.texts)
+    of = np.searchsorted(seen.users, seen.users_of(50)[3])
+    if len(of):
+        assert items.reward.about[3] == pytest.approx(whole[of].mean(axis=0), abs=1e-6)
+    # Neighbours of items: Eq. 5 with the roles exchanged.
+    having = {item: {user for user in range(len(seen.offsets) - 1) if item in seen.history(user)} for item in seen.subjects}
+    mine = seen.subjects[3]
+    near = [seen.subjects[row] for row in items.reward.neighbours[3] if row >= 0]
+    shares = [len(having[mine] & having[other]) for other in near]
+    assert mine not in near and all(shares) and shares == sorted(shares, reverse=True)
+    assert "shop" in users.prompts[0] and users.texts
+
+
+def literal(K=2, advantage="standard", refresh=2):
+    vectors = {"good": [1.0, 0.0], "fair words": [0.8, 0.6], "bad words": [0.0, 1.0], "good words": [1.0, 0.0]}
+    encode = lambda texts: np.array([vectors[text] for text in texts], np.float32)
+    around = np.array([[1.0, 0.0], [1.0, 0.0]])
+    near = np.array([[1], [0]])
+    rewards = {kind: Reward(around, near, np.zeros((2, 2), np.float32), encode, 1.0, 1.0) for kind in ("user", "item")}
+    return Rewarder(rewards, Settings(num_generations=K, advantage=advantage, refresh=refresh)), encode
+
+
+def called(rewarder, texts, kinds, places, step=0):
+    logged = {}
+    state = type("State", (), {"global_step": step})
+    found = rewarder([[{"role": "assistant", "content": text}] for text in texts], kind=kinds, place=places,
+                     trainer_state=state, log_metric=logged.__setitem__)
+    return found, logged
+
+
+def test_the_trainer_gets_rewards_and_the_diagnostics_by_side():
+    rewarder, _ = literal()
+    found, logged = called(rewarder, ["fair words", "bad words", "good words", "bad words"],
+                           ["item", "item", "user", "user"], [0, 0, 1, 1])
+    assert found == pytest.approx([0.8, 0.0, 1.0, 0.0])
+    assert logged["item/collab"] == pytest.approx(0.4) and logged["user/reward"] == pytest.approx(0.5)
+    assert logged["user/alike"] == pytest.approx(0.0) and logged["item/dist"] == 0
+
+
+def test_neighbours_become_the_best_candidates_on_schedule():
+    rewarder, encode = literal(refresh=2)
+    texts, kinds, places = ["fair words", "bad words"], ["user", "user"], [0, 0]
+    assert called(rewarder, texts, kinds, [1, 1], step=0)[0] == pytest.approx([0.8, 0.0])
+    called(rewarder, texts, kinds, places, step=1)
+    assert called(rewarder, texts, kinds, [1, 1], step=1)[0] == pytest.approx([0.8, 0.0])
+    # From step 2 on, user 0 is where its best candidate was: user 1 is told apart from it.
+    expected = [0.8 - 1.0, 0.0 - 0.6]
+    assert called(rewarder, texts, kinds, [1, 1], step=2)[0] == pytest.approx(expected)
+
+
+def test_the_printed_objective_is_centred_in_its_group():
+    rewarder, _ = literal(advantage="log_sigmoid")
+    found, _ = called(rewarder, ["fair words", "bad words"], ["user", "user"], [0, 0])
+    said = np.log(1 / (1 + np.exp([-0.4, 0.4])))
+    assert found == pytest.approx(said - said.mean())
+    settings = Settings(advantage="log_sigmoid")
+    assert grpo.config(Path("x"), settings).scale_rewards == "none"  # or the trainer would divide by the spread
+    assert grpo.config(Path("x"), Settings()).scale_rewards == "group"
+    assert grpo.config(Path("x"), settings, use_vllm=True, vllm_mode="server").vllm_mode == "server"
+
+
+def test_gains_are_paired_and_told_at_equal_length_too():
+    def encode(texts):  # longer texts are nearer
+        along = np.array([min(1.0, 0.1 * len(text.split())) for text in texts])
+        return np.stack([along, np.sqrt(1 - along**2)], axis=1)
+
+    reward = Reward(np.tile([1.0, 0.0], (4, 1)), np.full((4, 1), -1), np.zeros((4, 2)), encode, 1.0, 0.0)
+    side = Side("user", list("abcd"), [None] * 4, list("abcd"), list("abcd"), reward)
+    parts = {"user": {"held_out": np.arange(4)}}
+    few = {("user", "held_out"): [["one two"] * 4, ["three four"] * 4]}
+    many = {("user", "held_out"): [["one two five six"] * 4, ["three four nine ten"] * 4]}
+    found = gain({"user": side}, parts, few, many)["user held_out"]
+    assert found["reward"]["mean"] == pytest.approx(0.2) and found["reward_at_equal_length"]["mean"] == pytest.approx(0)
+    judged = judge({"user": side}, parts, many)["user held_out"]
+    assert judged["reward"]["mean"] == pytest.approx(0.4) and judged["words"] == 4 and judged["subjects"] == 4
+    assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        {"mean": 2.0, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5})
+
+
+def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles, tmp_path, monkeypatch):
+    whole = train(profiles, tmp_path / "whole", FEW)
+    assert len(whole["history"]) == 3 and {"kl", "entropy", "frac_reward_zero_std", "completions/clipped_ratio",
+                                           "item/alike", "item/collab"} <= set().union(*whole["history"])
+    assert {"user train", "user held_out", "item train", "item held_out"} == set(whole["start"]) == set(whole["gain"])
+    assert (tmp_path / "whole" / "model" / "model.safetensors").exists()
+    assert not (tmp_path / "whole" / "checkpoints").exists()
+
+    calls, real = [], Rewarder.__call__
+
+    def dies(self, *given, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(Rewarder, "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(profiles, tmp_path / "stopped", FEW)
+    again = train(profiles, tmp_path / "stopped", FEW)
+    assert len(calls) == 4 and [one["step"] for one in again["history"]] == [1, 2, 3]
+    for name in ("reward", "kl", "item/collab"):
+        assert [one.get(name) for one in again["history"]] == pytest.approx([one.get(name) for one in whole["history"]])
+    assert again["end"] == whole["end"]
+    monkeypatch.setattr(grpo, "_train", None)  # which is not needed any more
+    assert train(profiles, tmp_path / "stopped", FEW) == again
+    with pytest.raises(InputError, match="holds another training"):
+        train(profiles, tmp_path / "stopped", Settings(steps=4))
+
+
+def test_the_command(profiles, tmp_path):
+    asked = ["grpo", "--profiles", str(profiles), "--steps", "1", "--num-generations", "2", "--max-tokens", "12",
+             "--out", str(tmp_path / "g"), "--json"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told["start"]["user held_out"]["reward"]) == {"mean", "low", "high"} == set(told["end"]["item train"]["reward"])
+    assert told["settings"]["num_generations"] == 2
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (["--advantage", "raw"], "advantage: 'raw' is not standard or log_sigmoid"),
+    (["--num-generations", "1"], "num_generations: a group of one"), (["--lambda-dist", "-1"], "lambda_dist: -1.0"),
+])
+def test_a_mistake_is_one_sentence(profiles, tmp_path, wrong, said):
+    done = CliRunner().invoke(app, ["grpo", "--profiles", str(profiles), "--out", str(tmp_path / "g"), *wrong])
+    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_keywords_have_no_weights(tmp_path):
+    build(tmp_path / "p", data="shop-tiny", rounds=1, limit_users=4, say=lambda _: None)
+    with pytest.raises(InputError, match="was written by extractive, which has no weights"):
+        train(tmp_path / "p", tmp_path / "g", FEW)
+    with pytest.raises(InputError, match="no build has finished here"):
+        train(tmp_path, tmp_path / "g", FEW)
