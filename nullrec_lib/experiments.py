@@ -32,6 +32,8 @@ from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
 from nullrec_lib.processes import outcomes
+from nullrec_lib.profiles import vectors
+from nullrec_lib.profiles.vectors import UserProfiles
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit, spread
@@ -47,6 +49,8 @@ class Prepared:
     split: Split
     embeddings: np.ndarray
     """(N, d_l) float32, unit norm times the scale; (N, 0) where the method reads no language."""
+    profiles: UserProfiles | None = None
+    """Of users, where the spec names a folder of profiles that has any."""
 
 
 def prepare(spec: Spec) -> Prepared:
@@ -56,7 +60,29 @@ def prepare(spec: Spec) -> Prepared:
     if not spec.reads_language:
         return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
     language = spec.encoder, identity(spec.encoder), spec.template, spec.scale
-    return Prepared(dataset, parts, _embeddings(*source, *language))
+    if spec.profiles is None:
+        return Prepared(dataset, parts, _embeddings(*source, *language))
+    return _with_profiles(spec, dataset, parts)
+
+
+def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
+    """Items by their profiles, and by their texts where they have none.
+
+    Raises:
+        InputError: the profiles are of other data or another split, or by another encoder.
+    """
+    found = vectors.load(Path(spec.profiles))
+    if found.about["split_fingerprint"] != parts.fingerprint():
+        raise InputError(f"profiles: those in {spec.profiles} were built for another split or other data "
+                         f"({found.about['data']}, {found.about['split']}); they may know what is held out here.")
+    if found.about["encoder"] != spec.encoder:
+        raise InputError(f"profiles: those in {spec.profiles} are embedded by {found.about['encoder']}, and the "
+                         f"encoder is {spec.encoder}; give one for both.")
+    texts = embed_items(dataset.items, spec.encoder, given=dataset.embeddings, template=spec.template)
+    rows = vectors.item_rows(found, list(dataset.items["item_id"]), texts)
+    scale = np.sqrt(rows.shape[1]) if spec.scale is None else spec.scale
+    users = vectors.beside_histories(found, list(dataset.user_ids), spec.shuffle_profiles)
+    return Prepared(dataset, parts, (rows * scale).astype(np.float32), users)
 
 
 def _source(spec: Spec) -> tuple:
@@ -94,7 +120,7 @@ def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, templ
 
 def build(spec: Spec, prepared: Prepared) -> Recommender | Ranker:
     """The untrained model of a spec (a method on a backbone; its initial weights follow from the seed), or its rule."""
-    material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings))
+    material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings), prepared.profiles)
     if spec.method in RULES:
         return RULES[spec.method](material, **_arguments(RULES[spec.method], spec))
     with torch.random.fork_rng():
@@ -304,7 +330,7 @@ def run_many(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, jobs or (2 if torch.cuda.is_available() else cores // threads))  # processes on one GPU take turns
-    for spec in {(s.data, s.clock, s.core, s.encoder, s.template, s.reads_language): s for s in specs}.values():
+    for spec in {(s.data, s.clock, s.core, s.encoder, s.template, s.profiles, s.reads_language): s for s in specs}.values():
         prepare(spec)
     call = partial(work, root=Path(root), threads=threads, **options)
     failures = {}

@@ -17,6 +17,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import PROTOCOLS
 from nullrec_lib.language.encoder import DEFAULT, TEMPLATE, identity, template_fields
 from nullrec_lib.methods import METHODS, ONLY, RULES, runs_on
+from nullrec_lib.profiles.vectors import identity as profiles_identity
 from nullrec_lib.training import fit
 
 RESULTS_VERSION = 3
@@ -45,6 +46,8 @@ class Spec:
     encoder: str = DEFAULT  # a name, a folder, lm:…, server:…, a .safetensors file of embeddings, or given
     scale: float | None = None  # of unit-norm embeddings; None is √d_l
     template: str | None = None  # of item texts; None is "{title}. {description}"
+    profiles: str | None = None  # a folder of profiles: items are embedded by theirs, and PtE reads the users'
+    shuffle_profiles: int | None = None  # a seed: PtE's users have each other's, the control
     # method
     method: str = "alphafuse"
     width: int | None = None  # d, dimensions of an item vector; None is 128 on sasrec and d_l on dreamrec
@@ -124,7 +127,7 @@ class Spec:
         if not runs_on(self.method, self.backbone):
             raise InputError(f"method: {self.method} runs on {' and '.join(ONLY[self.method])} only.")
         # a table's rows have them in common
-        shared = {"seed", "backbone", "encoder", "scale", "template", "epochs", "patience"}
+        shared = {"seed", "backbone", "encoder", "scale", "template", "profiles", "epochs", "patience"}
         heard = self.read() | shared
         idle = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in heard]
         if idle:
@@ -137,7 +140,9 @@ class Spec:
         names = {"data", "split", "history_length", "tail_user", "tail_item", "method"}
         names |= set() if self.split == "given" else WHOLE_USERS
         if self.reads_language:
-            names |= {"encoder", "scale", "template"}
+            names |= {"encoder", "scale", "template", "profiles"}
+        if self.method == "pte" and self.profiles is not None:
+            names |= {"shuffle_profiles"}
         readers = [METHODS.get(self.method) or RULES[self.method]]
         if self.method in METHODS:
             names |= {"backbone", "width"}
@@ -157,6 +162,8 @@ class Spec:
         content |= {"data": fingerprint, "version": RESULTS_VERSION}
         if "encoder" in content:
             content["encoder"] = identity(self.encoder)
+        if "profiles" in content:
+            content["profiles"] = profiles_identity(self.profiles)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

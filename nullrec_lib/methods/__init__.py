@@ -9,6 +9,7 @@ from nullrec_lib.methods.llmesr import LLMESR
 from nullrec_lib.methods.llminit import LLMInit
 from nullrec_lib.methods.morec import MoRec
 from nullrec_lib.methods.popularity import Popularity
+from nullrec_lib.methods.pte import PtE
 from nullrec_lib.methods.rlmrec_con import RLMRecCon
 from nullrec_lib.methods.rlmrec_gen import RLMRecGen
 from nullrec_lib.methods.textknn import TextKNN
@@ -18,7 +19,7 @@ from nullrec_lib.methods.whitenrec import WhitenRec
 METHODS = {
     "base": Base, "llminit": LLMInit, "frozen": Frozen, "morec": MoRec, "unisrec": UniSRec, "whitenrec": WhitenRec,
     "rlmrec-con": RLMRecCon, "rlmrec-gen": RLMRecGen, "llm-esr": LLMESR, "idreamrec": IDreamRec,
-    "alphafuse": AlphaFuse,
+    "alphafuse": AlphaFuse, "pte": PtE,
 }
 """Item embeddings for a trained backbone, by the name they have on the command line."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.data.splits import Split
 from nullrec_lib.kernels.lookup import Items, Table, Tokens
+
+if TYPE_CHECKING:  # which reads far more than a method does
+    from nullrec_lib.profiles.vectors import UserProfiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +28,13 @@ class Material:
     users: Tensor
     """(n,) int64 users of the training interactions, each user's in time order; `items` beside it."""
     items: Tensor
+    profiles: UserProfiles | None = None
+    """Users' profiles that may stand beside histories, if the run has any."""
 
     @classmethod
-    def of(cls, split: Split, embeddings: Tensor) -> Material:
+    def of(cls, split: Split, embeddings: Tensor, profiles: UserProfiles | None = None) -> Material:
         users, items = split.training_interactions()
-        return cls(split.n_items, embeddings, torch.from_numpy(users), torch.from_numpy(items))
+        return cls(split.n_items, embeddings, torch.from_numpy(users), torch.from_numpy(items), profiles)
 
     @property
     def popularity(self) -> Tensor:

@@ -112,13 +112,17 @@ def visible(
 
 
 def served_by(split: Split, places: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """(n,) int64: row of `cuts` (see `Visible.cuts`) whose profile may stand beside the example with each target, the
-    longest that its history allows; -1 where there is none."""
-    wide = int(np.diff(split.offsets).max()) + 1
+    """`served` of the examples with these targets."""
+    return served(_before(split, places), cuts)
+
+
+def served(examples: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(n,) int64: row of `cuts` (see `Visible.cuts`) whose profile may stand beside each example (n, 2), user and items
+    before the target: the longest that its history allows; -1 where there is none."""
+    wide = int(max(examples[:, 1].max(initial=0), cuts[:, 1].max(initial=0))) + 1
     key = cuts[:, 0] * wide + cuts[:, 1]
-    example = _before(split, places)
-    row = np.searchsorted(key, example[:, 0] * wide + example[:, 1], side="right") - 1
-    return np.where((row >= 0) & (cuts[row, 0] == example[:, 0]), row, -1)
+    row = np.searchsorted(key, examples[:, 0] * wide + examples[:, 1], side="right") - 1
+    return np.where((row >= 0) & (cuts[row, 0] == examples[:, 0]), row, -1)
 
 
 def _before(split: Split, places: np.ndarray) -> np.ndarray:

@@ -1,0 +1,143 @@
+"""Profiles as a recommender reads them: item vectors in place of the texts', user vectors beside histories."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from nullrec_lib.errors import InputError
+from nullrec_lib.files import write_tensors
+from nullrec_lib.language.encoder import embed_texts
+from nullrec_lib.profiles.build import ASKED
+from nullrec_lib.profiles.loop import finished
+from nullrec_lib.profiles.store import Store
+
+VECTORS = "vectors.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Unit-norm embeddings of profiles, float32, by the source's ids."""
+
+    item_ids: list[str]
+    items: np.ndarray
+    """(M, d) of the items that have a profile."""
+    user_ids: list[str]
+    cuts: np.ndarray
+    """(C,) int64: items of the history that a user's profile was made from."""
+    users: np.ndarray
+    """(C, d)."""
+    about: dict
+    """What made them; `split_fingerprint` and `encoder` among it."""
+
+
+@dataclass(frozen=True, eq=False)
+class UserProfiles:
+    """What a method may put beside histories: profiles of users at cuts, ascending by user and cut."""
+
+    cuts: Tensor
+    """(C, 2) int64: user and cut."""
+    rows: Tensor
+    """(C, d) float32 unit norm."""
+
+
+def identity(folder: Path) -> str:
+    """SHA-256 of what a folder of profiles gives a recommender.
+
+    Raises:
+        InputError: see `load`.
+    """
+    path = Path(folder) / VECTORS
+    if path.is_file():
+        return _sha256(path, path.stat().st_mtime_ns)
+    if finished(folder) is None:
+        raise InputError(f"profiles: in {folder} no build has finished; `nullrec profiles build --out` makes one.")
+    base = Path(folder) / "profiles.sqlite"
+    return _texts_sha256(base, (Path(folder) / "build.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _texts_sha256(base: Path, changed: int) -> str:
+    asked = json.loads((base.parent / ASKED).read_text(encoding="utf-8"))
+    said = [(one.kind, one.id, one.cut, one.text) for some in Store(base.parent).last().values() for one, _ in some]
+    return hashlib.sha256(json.dumps([asked["encoder"], sorted(said, key=str)]).encode()).hexdigest()
+
+
+def load(folder: Path) -> Vectors:
+    """The vectors in a folder: those that were stored as such, or the embeddings of a build's last profiles.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    path = Path(folder) / VECTORS
+    if path.is_file():
+        return _read(path)
+    identity(folder)
+    asked = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8"))
+    said = Store(folder).last()
+    items, cuts = ([one for one, _ in said.get(key, [])] for key in (("item", False), ("user", True)))
+    if not items and not cuts:
+        raise InputError(f"profiles: {folder} holds none of items and none of users at cuts.")
+    rows = embed_texts([one.text for one in [*items, *cuts]], asked["encoder"])
+    return Vectors([one.id for one in items], rows[: len(items)], [one.id for one in cuts],
+                   np.array([one.cut for one in cuts], np.int64), rows[len(items) :], asked)
+
+
+def store(folder: Path, vectors: Vectors) -> None:
+    """Write vectors into a folder, with what made them."""
+    tensors = {"items": vectors.items, "users": vectors.users, "cuts": vectors.cuts}
+    about = vectors.about | {"item_ids": vectors.item_ids, "user_ids": vectors.user_ids}
+    write_tensors(Path(folder) / VECTORS, {name: torch.from_numpy(rows) for name, rows in tensors.items()}, about)
+
+
+def _read(path: Path) -> Vectors:
+    try:
+        with safe_open(path, "np") as opened:
+            about = json.loads(opened.metadata()["about"])
+            tensors = {name: opened.get_tensor(name) for name in ("items", "users", "cuts")}
+        return Vectors(about.pop("item_ids"), tensors["items"], about.pop("user_ids"), tensors["cuts"],
+                       tensors["users"], about)
+    except Exception as error:  # safetensors' own, KeyError, JSON: all mean that it is not what it should be
+        raise InputError(f"profiles: {path} is damaged ({type(error).__name__}: {error}); make it again.") from None
+
+
+def item_rows(vectors: Vectors, item_ids: list[str], texts: np.ndarray) -> np.ndarray:
+    """(N, d) the items' vectors; an item without a profile has its text's, of `texts` (N, d)."""
+    number = {name: row for row, name in enumerate(item_ids)}
+    rows = texts.copy()
+    if len(vectors.items):
+        rows[[number[name] for name in vectors.item_ids]] = vectors.items
+    return rows
+
+
+def beside_histories(vectors: Vectors, user_ids: list[str], shuffled: int | None = None) -> UserProfiles | None:
+    """The users' vectors by user number; None where there are none.
+
+    Args:
+        shuffled: a seed: the control in which users have each other's vectors, each of the same cut.
+    """
+    if not len(vectors.users):
+        return None
+    number = {name: row for row, name in enumerate(user_ids)}
+    cuts = np.stack([[number[name] for name in vectors.user_ids], vectors.cuts], axis=1).astype(np.int64)
+    order = np.lexsort((cuts[:, 1], cuts[:, 0]))
+    cuts, rows = cuts[order], vectors.users[order]
+    if shuffled is not None:
+        random, rows = np.random.default_rng(shuffled), rows.copy()
+        for cut in np.unique(cuts[:, 1]):
+            mine = np.flatnonzero(cuts[:, 1] == cut)
+            rows[mine] = rows[random.permutation(mine)]
+    return UserProfiles(torch.from_numpy(cuts), torch.from_numpy(rows))
