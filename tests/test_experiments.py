@@ -22,6 +22,7 @@ from nullrec_lib.evaluation import metrics
 from nullrec_lib.experiments import learning_curves, prepare, run, run_all
 from nullrec_lib.language import encoder as encoder_module
 from nullrec_lib.results import summary
+from nullrec_lib.profiles import vectors
 from nullrec_lib.spec import Spec, parse
 
 CLOCKS = {"seconds", "seconds_per_epoch", "seconds_per_evaluation", "evaluation_seconds", "peak_memory_mb"}
@@ -42,7 +43,7 @@ def timeless(result: dict) -> dict:
 
 # Every field reaches something
 
-# field: (another value, what else the spec says so that the field matters). `None` as the value: made below.
+# field: (another value, what else the spec says so that the field matters). `None`: made below.
 CHANGES = {
     "data": ("shop-tiny-visible1", {}),
     "clock": ("position", {}),
@@ -57,6 +58,8 @@ CHANGES = {
     "encoder": (None, {}),
     "scale": (2.0, {"threshold": 1.0}),
     "template": ("{title}", {"encoder": None}),  # made below: embeddings of a file have no texts
+    "profiles": (None, {"method": "pte"}),
+    "shuffle_profiles": (3, {"method": "pte", "profiles": None}),
     "method": ("llminit", {"method": "base"}),
     "width": (32, {}),
     "threshold": (1.2, {"threshold": 0.8}),
@@ -137,6 +140,19 @@ def texts_as_rows(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="module")
+def spoken(tiny, tmp_path_factory):
+    """A folder of profiles' vectors: of all items, and of all users at one item."""
+    prepared, folder, random = prepare(tiny()), tmp_path_factory.mktemp("spoken"), np.random.default_rng(2)
+    width = prepared.embeddings.shape[1]
+    rows = lambda count: random.standard_normal((count, width)).astype(np.float32)
+    items, users = list(prepared.dataset.items["item_id"]), list(prepared.dataset.user_ids)
+    about = {"split_fingerprint": prepared.split.fingerprint(), "encoder": tiny().encoder}
+    vectors.store(folder, vectors.Vectors(items, rows(len(items)), users, np.ones(len(users), np.int64),
+                                          rows(len(users)), about))
+    return str(folder)
+
+
 def key(spec: Spec) -> str:
     return spec.key(prepare(spec).dataset.fingerprint())
 
@@ -146,9 +162,11 @@ def test_no_field_is_missing_here():
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_field_reaches_something(name, tiny, other_encoder, texts_as_rows, ran, monkeypatch):
+def test_every_field_reaches_something(name, tiny, other_encoder, texts_as_rows, spoken, ran, monkeypatch):
     value, chosen = CHANGES[name]
-    value = other_encoder if name == "encoder" else value
+    value = {"encoder": other_encoder, "profiles": spoken}.get(name, value)
+    if name == "shuffle_profiles":
+        chosen = chosen | {"profiles": spoken}
     if name == "template":
         chosen = {"encoder": str(texts_as_rows)}
     if name in ("patience", "select"):
