@@ -18,13 +18,15 @@ app = typer.Typer()
 @speaks
 def run(
     method: Annotated[str, typer.Option(
-        help="base, llminit, frozen, morec, unisrec, whitenrec, rlmrec-con, rlmrec-gen, llm-esr, idreamrec or alphafuse "
-        "on a backbone; popularity, itemknn or textknn without one. `nullrec methods` says what they are.")],
+        help="base, llminit, frozen, morec, unisrec, whitenrec, rlmrec-con, rlmrec-gen, llm-esr, idreamrec, alphafuse or "
+        "pte on a backbone; popularity, itemknn or textknn without one. `nullrec methods` says what they are.")],
     data: Data = "shop",
     split: Annotated[str, typer.Option(help="cold-start (users), leave-one-out, or given by the data.")] = "cold-start",
     backbone: Annotated[str, typer.Option(help="sasrec or dreamrec.")] = "sasrec",
     seed: Annotated[int, typer.Option(help="Of initial weights, order, dropout and negatives.")] = 22,
     epochs: Annotated[Optional[int], typer.Option(help="At most; early stopping usually ends earlier.")] = None,
+    profiles: Annotated[Optional[str], typer.Option(
+        help="A folder of profiles: items are embedded by theirs, and pte reads the users'.")] = None,
     set_: Annotated[Optional[list[str]], typer.Option(
         "--set", metavar="KEY=VALUE", help="Any other field of a spec, e.g. keep=last:50, lr=1e-4, null_dim=32, "
         "threshold=0.25, encoder=/path/to/model. A wrong key lists them all.")] = None,
@@ -43,8 +45,7 @@ def run(
     from nullrec_lib.spec import Spec, parse
 
     chosen: dict[str, Any] = {"method": method, "data": data, "split": split, "backbone": backbone, "seed": seed}
-    if epochs is not None:
-        chosen["epochs"] = epochs
+    chosen |= {name: value for name, value in (("epochs", epochs), ("profiles", profiles)) if value is not None}
     twice = set(chosen) & set(extra := parse(set_ or []))
     if twice:
         raise InputError(f"--set {twice.pop()}=…: this has an option of its own, use that.")
