@@ -124,6 +124,35 @@ def report(
     print(f"tables in {make(folders, out)}")
 
 
+@app.command()
+@speaks
+def best(
+    profiles: Annotated[Path, typer.Argument(help="Folder of a finished build by a local writer.")],
+    out: Annotated[Path, typer.Option(help="Folder for the embeddings, which `nullrec run --profiles` reads.")],
+    model: Annotated[Optional[str], typer.Option(
+        help="Who writes the candidates, e.g. grpo/shop/model; without, the build's writer: the variant without GRPO.")]
+    = None,
+    candidates: Annotated[int, typer.Option(help="K, of a subject.")] = 8,
+    lambda_collab: Annotated[float, typer.Option(help="Weight of the collaborative reward (Eq. 10).")] = 1.0,
+    lambda_dist: Annotated[float, typer.Option(help="Weight of distinctiveness (Eq. 11).")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="Of a candidate.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 22,
+    as_json: AsJson = False,
+) -> None:
+    """The embedding of each subject's most rewarded candidate (Eq. 13), for items and for users at cuts."""
+    from nullrec_lib.profiles.best import best as choose
+
+    record = choose(profiles, out, model, candidates, lambda_collab, lambda_dist, max_tokens, seed)
+    if as_json:
+        print(json.dumps(record | {"out": str(out)}, ensure_ascii=False))
+        return
+    for kind in ("item", "cut"):
+        if told := record.get(kind):
+            print(f"{kind:>5}: {told['subjects']:,} subjects, reward {told['mean']['mean']:.4f} on average and "
+                  f"{told['best']['mean']:.4f} at best, {told['fallbacks']:,} without a useful candidate")
+    print(f"embeddings in {out}: nullrec run --method pte --profiles {out}")
+
+
 @model_app.command("build")
 @speaks
 def build_model(

@@ -37,7 +37,8 @@ class Template:
 
 @lru_cache
 def template(kind: str) -> Template:
-    """The present template of `user` or `item`, or `again`: what is added where an answer was no use."""
+    """The present template of `user` or `item`; or what is added to one: `again` where an answer was no use, `variant`
+    for another candidate."""
     name = f"{kind}-{VERSION}"
     return Template(name, (FOLDER / f"{name}.txt").read_text(encoding="utf-8"))
 
@@ -66,7 +67,8 @@ def make(kind: str, own: Sequence[str], others: Sequence[str], writer: Writer, t
     own, others = [clean(text) for text in own], [clean(text) for text in others]
     wording = template(kind)
     if writer.context is not None:
-        spent = writer.count(wording.text) + writer.count(template("again").text)
+        added = sum(writer.count(template(kind).text) for kind in ("again", "variant"))
+        spent = writer.count(wording.text) + added
         cost = lambda line: writer.count(line) + 2  # the dash and the line break
         # From the newest item back, then from the nearest other on, while there is room.
         kept = _prefix([cost(line) for line in reversed(own)], writer.context - spent)
@@ -87,6 +89,11 @@ def again(prompt: Prompt) -> Prompt:
     """The prompt with which a useless answer is asked for once more. It reads differently, since a model that always
     takes the likeliest token would answer the same to the same."""
     return replace(prompt, text=f"{prompt.text}\n{template('again').text}")
+
+
+def varied(prompt: Prompt) -> Prompt:
+    """The prompt in other words, so that candidates differ by more than chance."""
+    return replace(prompt, text=f"{prompt.text}\n{template('variant').text}")
 
 
 def _prefix(costs: list[int], room: int) -> int:

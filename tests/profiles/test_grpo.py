@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
 from nullrec_lib.language import model
-from nullrec_lib.profiles import grpo
+from nullrec_lib.profiles import grpo, prompts
 from nullrec_lib.profiles.build import build, examples
 from nullrec_lib.profiles.grpo import Rewarder, Settings, gain, interval, judge, train
 from nullrec_lib.profiles.rewards import Reward
 from nullrec_lib.profiles.sides import Side, sides
+from nullrec_lib.profiles.store import Store
 
 FEW = Settings(steps=3, num_generations=2, prompts_per_step=2, max_tokens=12, refresh=1)
 
@@ -176,3 +177,48 @@ def test_keywords_have_no_weights(tmp_path):
         train(tmp_path / "p", tmp_path / "g", FEW)
     with pytest.raises(InputError, match="no build has finished here"):
         train(tmp_path, tmp_path / "g", FEW)
+
+
+def test_the_best_of_a_group_is_what_a_recommender_reads(profiles, tmp_path, monkeypatch):
+    """A reward that likes one letter: each winner has more of it than any other candidate of its group."""
+    from nullrec_lib.profiles import best as module
+    from nullrec_lib.profiles import vectors
+    from nullrec_lib.profiles.rewards import Terms
+
+    count = lambda texts: np.array([float(text.count("a")) for text in texts])
+    monkeypatch.setattr(Reward, "__call__", lambda self, texts, subjects: Terms(*[count(texts)] * 3))
+    monkeypatch.setattr(prompts, "degenerate", lambda text: len(text) < 3)
+    record = module.best(profiles, tmp_path / "b", candidates=4, max_tokens=12)
+    _, made = sides(profiles)
+    found = vectors.load(tmp_path / "b")
+    assert found.item_ids == made["item"].ids and found.user_ids == made["cut"].ids
+    assert found.cuts.tolist() == made["cut"].cuts and len(found.users) == len(found.cuts) == record["cut"]["subjects"]
+    assert record["item"]["best"]["mean"] >= record["item"]["mean"]["mean"] > 0
+    base = Store(tmp_path / "b")._base
+    rows = base.execute("select prompt, text, seed from texts where fallback = 0").fetchall()
+    assert {seed for *_, seed in rows} == {22, 23, 24, 25}
+    of = {}
+    for prompt, text, seed in rows:
+        of.setdefault(prompt.split("\nBegin with")[0], []).append(text)
+    assert any("Begin with what sets" in prompt for prompt, *_ in rows)
+    encode = made["item"].reward.encode
+    for place in (0, len(found.items) - 1):
+        group = of[made["item"].prompts[place]]
+        most = [text for text in group if count([text])[0] == count(group).max()]
+        assert np.isclose(encode(most) @ found.items[place], 1, atol=1e-5).any()
+    assert module.best(profiles, tmp_path / "b", candidates=4, max_tokens=12) == record  # read, not made again
+    with pytest.raises(InputError, match="holds another choice"):
+        module.best(profiles, tmp_path / "b", candidates=2, max_tokens=12)
+
+
+def test_where_no_candidate_is_of_use_the_build_keeps_its_profile(profiles, tmp_path, monkeypatch):
+    from nullrec_lib.profiles import best as module
+
+    loop, made = sides(profiles)
+    side = made["item"]
+    written = [[("fine words here", False)] + [("nothing", True)] * (len(side.ids) - 1)] * 2
+    loops = [type("L", (), {"write": lambda self, *_: (written[0], 0, [])})()]
+    rows, told = module._choose(side, loops, 2, 22)
+    assert told["fallbacks"] == len(side.ids) - 1
+    assert rows[1:] == pytest.approx(side.reward.encode(side.texts[1:]), abs=1e-6)
+    assert rows[0] == pytest.approx(side.reward.encode(["fine words here"])[0], abs=1e-6)

@@ -30,7 +30,7 @@ def test_others_go_first_and_then_the_oldest_items():
     reader = Echo()
     own, others = [f"item {n} a b c" for n in range(6)], [f"other {n} a b c" for n in range(4)]
     whole = prompts.make("user", own, others, reader)
-    fixed = reader.count(prompts.template("user").text) + reader.count(prompts.template("again").text)
+    fixed = sum(reader.count(prompts.template(kind).text) for kind in ("user", "again", "variant"))
     assert whole.own == tuple(own) and whole.others == tuple(others)
     reader.context = fixed + 6 * 7 + 2 * 7  # a line costs its five words and two
     made = prompts.make("user", own, others, reader)

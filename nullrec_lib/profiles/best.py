@@ -1,0 +1,108 @@
+"""The best of a group (PtE, Eq. 13): K candidates per subject, and the embedding of the one that is worth most."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nullrec_lib.errors import InputError
+from nullrec_lib.files import alone, write_json
+from nullrec_lib.language.writers import Prompt
+from nullrec_lib.language.writers.local import Local
+from nullrec_lib.profiles import prompts, vectors
+from nullrec_lib.profiles.build import ASKED
+from nullrec_lib.profiles.convergence import mean_cosine
+from nullrec_lib.profiles.grpo import interval
+from nullrec_lib.profiles.loop import Loop
+from nullrec_lib.profiles.sides import Side, sides
+from nullrec_lib.profiles.vectors import Vectors
+
+RECORD = "best.json"
+TEMPERATURES = (0.7, 1.0)
+"""Candidates take turns: these temperatures, with and without the variant of the prompt, and a seed each."""
+
+
+def best(
+    profiles: Path, out: Path, model: str | None = None, candidates: int = 8, lambda_collab: float = 1.0,
+    lambda_dist: float = 0.5, max_tokens: int = 64, seed: int = 22,
+) -> dict[str, Any]:
+    """Write K candidates for every item and every user at a cut of a finished build, and keep each best one's embedding
+    in `out`, where `vectors.load` reads it. Stopped, the same call goes on: every candidate is stored when it exists.
+
+    Without GRPO, `model` is the writer that the build had; the number of candidates is the same either way, so that the
+    comparison is of the policies. Answers that were no use twice cannot win; where all of a group are, the subject keeps
+    the profile that the build gave it, and is counted.
+
+    Args:
+        profiles: folder of the build.
+        out: folder to make.
+        model: of the candidates, a folder or a name on the hub; None: the build's local writer.
+        candidates: K.
+        lambda_collab, lambda_dist: weights of the reward.
+        max_tokens: of a candidate.
+        seed: of sampling.
+
+    Returns: the record: what was asked, and by side `subjects`, `mean` and `best` reward with their intervals over
+        subjects, `alike` (mean cosine of two subjects' best), `fallbacks`; and the writers' `usage`.
+
+    Raises:
+        InputError: no such build, no local writer, `out` holds something else, or no candidate was of any use.
+    """
+    if candidates < 1:
+        raise InputError(f"candidates: {candidates} is below 1.")
+    loop, made = sides(profiles, lambda_collab, lambda_dist)
+    if model is None and not loop.writer.name.startswith("local:"):
+        raise InputError(f"{profiles}: was written by {loop.writer.name}, which writes one text only; name a model.")
+    source = model or loop.writer.name.partition(":")[2]
+    writers = [Local(source, temperature, max_tokens=max_tokens) for temperature in TEMPERATURES]
+    built = json.loads((Path(profiles) / ASKED).read_text(encoding="utf-8"))
+    asked = {"profiles": built, "revisions": [one.revision for one in writers], "candidates": candidates,
+             "lambda_collab": lambda_collab, "lambda_dist": lambda_dist, "max_tokens": max_tokens, "seed": seed}
+    with alone(out):
+        path = Path(out) / RECORD
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["asked"] != asked:
+                raise InputError(f"{out}: holds another choice; give another folder.")
+            return record
+        ids = loop.user_ids, loop.item_ids
+        loops = [Loop(loop.visible, ids, writer, out, loop.encode, seed) for writer in writers]
+        chosen = {kind: _choose(made[kind], loops, candidates, seed) for kind in ("item", "cut") if kind in made}
+        empty = np.zeros((0, loop.encode(["a"]).shape[1]), np.float32)
+        rows = {kind: chosen[kind][0] if kind in chosen else empty for kind in ("item", "cut")}
+        record = {"asked": asked} | {kind: told for kind, (_, told) in chosen.items()}
+        record["usage"] = [asdict(writer.usage) for writer in writers]
+        item, cut = (made.get(kind) for kind in ("item", "cut"))
+        vectors.store(out, Vectors(item.ids if item else [], rows["item"], cut.ids if cut else [],
+                                   np.array(cut.cuts if cut else [], np.int64), rows["cut"], built | {"best_of": asked}))
+        write_json(path, record)
+    return record
+
+
+def _choose(side: Side, loops: list[Loop], candidates: int, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """(S, d) embeddings of the best candidates of a side, and what is told of them."""
+    texts, totals = [], []
+    for k in range(candidates):
+        wording = prompts.varied if k // len(loops) % 2 else lambda prompt: prompt
+        asked = [wording(Prompt(text)) for text in side.prompts]
+        kind = "user" if side.kind == "cut" else side.kind
+        answers, _, _ = loops[k % len(loops)].write(kind, asked, f"{side.kind} candidates, {k + 1}", seed + k)
+        written = [text for text, _ in answers]
+        worth = side.reward(written, range(len(written))).total
+        texts.append(written)
+        totals.append(np.where([fallback for _, fallback in answers], -np.inf, worth))
+    total = np.stack(totals)
+    winner = total.argmax(axis=0)
+    useful = np.isfinite(total)
+    some = useful.any(axis=0)
+    rows = side.reward.encode([texts[k][place] if some[place] else side.texts[place] for place, k in enumerate(winner)])
+    means = np.where(useful, total, 0).sum(axis=0)[some] / useful.sum(axis=0)[some]
+    if not some.any():
+        raise InputError(f"candidates: none of {candidates} for {len(some)} {side.kind} profiles was of any use; "
+                         "train the model longer.")
+    return rows, {"subjects": len(winner), "mean": interval(means), "best": interval(total.max(axis=0)[some]),
+                  "alike": mean_cosine(rows) if len(rows) > 1 else None, "fallbacks": int((~some).sum())}
