@@ -68,8 +68,8 @@ def visible(
 
     An example with h items before its target is served by the largest of `cuts` that is not above h: of the user's
     items, its profile is told those of the history alone. (From the second round on it is told of them by profiles of
-    items, and these are made of all training interactions, like a trained item table.) Under leave-one-out, where a user has one validation and one test example, these
-    two have cuts of their own, as long as their histories.
+    items, and these are made of all training interactions, like a trained item table.) Under leave-one-out, where a user
+    has one validation and one test example, these two have cuts of their own, as long as their histories.
 
     Args:
         cuts: lengths of history, ascending.
