@@ -293,6 +293,33 @@ def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
 
 
 @_styled
+def rewards(histories: dict[str, pd.DataFrame], smooth: int = 5) -> Figure:
+    """A policy's training by step: reward, how alike its candidates are, divergence from the writer before, and the
+    share of groups in which all candidates are worth the same (these teach nothing).
+
+    Args:
+        histories: label → `step`, `user/reward`, `item/reward`, `user/alike`, `item/alike`, `kl` and
+            `frac_reward_zero_std`; see `profiles.grpo.train`.
+        smooth: steps of the running mean.
+    """
+    figure, axes = _axes(4, height=2.3)
+    mean = lambda frame, name: frame[name].rolling(smooth, min_periods=1).mean()
+    for colour, (label, frame) in zip(_PALETTE, histories.items()):
+        for ax, name in zip(axes, ("reward", "alike")):
+            for side, style in (("user", "-"), ("item", "--")):
+                if f"{side}/{name}" in frame:
+                    ax.plot(frame["step"], mean(frame, f"{side}/{name}"), style, lw=1.3, color=colour)
+        for ax, name in zip(axes[2:], ("kl", "frac_reward_zero_std")):
+            if name in frame:
+                ax.plot(frame["step"], mean(frame, name), lw=1.3, color=colour, label=label if ax is axes[2] else None)
+    titles = "reward (items dashed)", "mean pairwise cosine", "divergence", "groups without spread"
+    for ax, title in zip(axes, titles):
+        ax.set(title=title, xlabel="step")
+    figure.legend(loc="outside lower center", ncols=max(1, len(histories)))
+    return figure
+
+
+@_styled
 def overlaps(scores: np.ndarray) -> Figure:
     """How much of a history its neighbours share (Eq. 5): median and quartiles over users, by rank of the neighbour.
 

@@ -49,7 +49,7 @@ def test_what_each_method_learns(rows):
     learned = rows.xs("sasrec", level="backbone")
     assert learned["ID"].to_dict() == {
         "base": 128, "llminit": 128, "frozen": 0, "morec": 0, "unisrec": 0, "whitenrec": 0, "rlmrec-con": 128,
-        "rlmrec-gen": 128, "llm-esr": 64, "alphafuse": 64}
+        "rlmrec-gen": 128, "llm-esr": 64, "alphafuse": 64, "pte": 0}
     assert learned.index[learned["frozen"] > 0].tolist() == ["frozen", "alphafuse"]
     assert learned.index[learned["extra loss"] == "yes"].tolist() == ["rlmrec-con", "rlmrec-gen", "llm-esr"]
     assert learned.index[learned["views"] == 2].tolist() == ["llm-esr"]
