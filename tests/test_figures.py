@@ -140,6 +140,17 @@ def test_convergence_shows_both_sides_and_tells_their_rates():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["users: × 0.50 per round", "items"]
 
 
+def test_rewards_show_each_training_by_side_and_step():
+    frame = pd.DataFrame({"step": [1, 2], "user/reward": [0.1, 0.3], "item/reward": [0.2, 0.2], "user/alike": [0.5, 0.4],
+                          "kl": [0.0, 0.1]})
+    figure = figures.rewards({"standard": frame, "log_sigmoid": frame}, smooth=2)
+    reward, alike, divergence, spread = figure.axes
+    assert [line.get_linestyle() for line in reward.lines] == ["-", "--"] * 2 and len(alike.lines) == 2
+    assert reward.lines[0].get_ydata() == pytest.approx([0.1, 0.2]) and reward.lines[0].get_xdata().tolist() == [1, 2]
+    assert len(divergence.lines) == 2 and not spread.lines  # what was not logged is not drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["standard", "log_sigmoid"]
+
+
 def test_overlaps_show_median_and_quartiles_by_rank():
     ax = figures.overlaps(np.array([[0.8, 0.2], [0.6, 0.2], [0.4, 0.0]])).axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[1, 0.6], [2, 0.2]]
