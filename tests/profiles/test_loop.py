@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import random
 import re
+import threading
 import time
 
 import pytest
+from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 from nullrec_lib.cli import app
@@ -223,7 +225,11 @@ class Slow(Echo):
 
 
 def test_a_build_killed_at_ten_random_moments_ends_like_one_left_alone(tmp_path):
-    work = lambda folder: loop(folder, writer=Slow()).run("full", rounds=3, epsilon=0)
+    def work(folder):
+        # A fork shares the progress bars' lock with this process, and a child that is killed may hold it for ever.
+        tqdm.set_lock(threading.RLock())
+        loop(folder, writer=Slow()).run("full", rounds=3, epsilon=0)
+
     work(tmp_path / "alone")
     moments = random.Random(5)
     for _ in range(10):
