@@ -30,6 +30,7 @@ from nullrec_lib.language.tuning import save
 from nullrec_lib.language.writers import Prompt
 from nullrec_lib.language.writers.local import Local, find, load_model, load_tokenizer
 from nullrec_lib.profiles.convergence import mean_cosine
+from nullrec_lib.profiles.prompts import degenerate
 from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.progress import bar
@@ -158,8 +159,8 @@ def _candidates(model: Path, made: dict[str, Side], parts: dict[str, Parts], set
 
 def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> dict[str, dict[str, Any]]:
     """What candidates are worth, by `side part`: mean `collab` and `dist`; `reward` and that of the `best` of each
-    group, with their intervals over subjects; `spread` (mean standard deviation within groups), `words`, and `alike`,
-    the mean cosine of two subjects' texts."""
+    group, with their intervals over subjects; `spread` (mean standard deviation within groups), `useless` (share of
+    texts that are no profile), `words`, and `alike`, the mean cosine of two subjects' texts."""
     found = {}
     for (kind, part), groups in written.items():
         side, places = made[kind], parts[kind][part][:JUDGED]
@@ -169,6 +170,7 @@ def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> d
             "subjects": len(places), "collab": float(np.mean([one.collab for one in terms])),
             "dist": float(np.mean([one.dist for one in terms])), "reward": interval(total.mean(axis=0)),
             "best": interval(total.max(axis=0)), "spread": float(total.std(axis=0, ddof=1).mean()),
+            "useless": float(np.mean([degenerate(text) for texts in groups for text in texts])),
             "words": float(np.mean([len(text.split()) for texts in groups for text in texts])),
             "alike": float(np.mean([mean_cosine(side.reward.encode(texts)) for texts in groups]))
             if len(places) > 1 else None,
@@ -278,8 +280,10 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
 
     if (out / MODEL / "history.json").exists():
         return json.loads((out / MODEL / "history.json").read_text(encoding="utf-8"))
+    # Both sides alike: the smaller one comes round more often.
+    longest = max(len(part["train"]) for part in parts.values())
     rows = [{"prompt": [{"role": "user", "content": side.prompts[place]}], "kind": kind, "place": int(place)}
-            for kind, side in made.items() for place in parts[kind]["train"]]
+            for kind, side in made.items() for place in np.resize(parts[kind]["train"], longest)]
     rows = [rows[at] for at in np.random.default_rng(settings.seed).permutation(len(rows))]
     rewarder = Rewarder({kind: side.reward for kind, side in made.items()}, settings)
 

@@ -118,12 +118,16 @@ def test_gains_are_paired_and_told_at_equal_length_too():
     assert found["reward"]["mean"] == pytest.approx(0.2) and found["reward_at_equal_length"]["mean"] == pytest.approx(0)
     judged = judge({"user": side}, parts, many)["user held_out"]
     assert judged["reward"]["mean"] == pytest.approx(0.4) and judged["words"] == 4 and judged["subjects"] == 4
+    assert judged["useless"] == 0
+    few["user", "held_out"][0][:2] = "", "one"
+    assert judge({"user": side}, parts, few)["user held_out"]["useless"] == 2 / 8
     assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
         {"mean": 2.0, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5})
 
 
 def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles, tmp_path, monkeypatch):
     whole = train(profiles, tmp_path / "whole", FEW)
+    assert {"user/collab", "item/collab"} <= set().union(*whole["history"])  # both sides are learned from
     assert len(whole["history"]) == 3 and {"kl", "entropy", "frac_reward_zero_std", "completions/clipped_ratio",
                                            "item/alike", "item/collab"} <= set().union(*whole["history"])
     assert {"user train", "user held_out", "item train", "item held_out"} == set(whole["start"]) == set(whole["gain"])
