@@ -140,10 +140,8 @@ def own_user(folder: Path, most: int = 500) -> dict[str, float]:
         InputError: no build, one without user or item profiles, or its writer is not what it was.
     """
     loop, seen = resume(folder)
-    profiles = list(loop.store.profiles())
-    last = max(one.round for one in profiles)
-    said = {kind: {one.id: one.text for one in profiles if (one.kind, one.cut, one.round) == (kind, None, last)}
-            for kind in ("user", "item")}
+    last = loop.store.last()
+    said = {kind: {one.id: one.text for one, _ in last.get((kind, False), [])} for kind in ("user", "item")}
     if not all(said.values()):
         raise InputError(f"{folder}: holds profiles of one side only; build it with mode full or single-pass.")
     encode = loop.encode

@@ -238,15 +238,14 @@ class Rewarder:
             mine = [texts[at] for at in some]
             terms = reward(mine, [place[at] for at in some])
             total[some] = terms.total
-            rows = reward.encode(mine)
             for group in some.reshape(-1, K):
                 best = group[total[group].argmax()]
-                self.pending[name][place[best]] = rows[np.searchsorted(some, best)]
+                self.pending[name][place[best]] = terms.rows[np.searchsorted(some, best)]
             if log_metric is not None:
                 for term in ("collab", "dist"):
                     log_metric(f"{name}/{term}", float(getattr(terms, term).mean()))
                 log_metric(f"{name}/reward", float(terms.total.mean()))
-                log_metric(f"{name}/alike", mean_cosine(rows))
+                log_metric(f"{name}/alike", mean_cosine(terms.rows))
         if self.settings.advantage == "standard":
             return total.tolist()
         groups = total.reshape(-1, K)

@@ -29,6 +29,8 @@ class Terms(NamedTuple):
     """Eq. 11, in [-1, 1]: minus the mean cosine to the neighbours; 0 for a subject without any."""
     total: np.ndarray
     """Eq. 9."""
+    rows: np.ndarray | None = None
+    """(n, d) the candidates' embeddings."""
 
 
 def collaborative(rows: np.ndarray, about: np.ndarray) -> np.ndarray:
@@ -85,7 +87,7 @@ class Reward:
         useless = np.array([degenerate(text) for text in texts], bool)
         collab = np.where(useless, USELESS, collaborative(rows, self.about[subjects]))
         dist = np.where(useless, USELESS, distinctive(rows, self._near[subjects]))
-        return Terms(collab, dist, self.lambda_collab * collab + self.lambda_dist * dist)
+        return Terms(collab, dist, self.lambda_collab * collab + self.lambda_dist * dist, rows)
 
 
 def check_weights(lambda_collab: float, lambda_dist: float) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,9 @@ import torch
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.overlap import overlap
-from nullrec_lib.language.encoder import embed_texts
-from nullrec_lib.profiles.build import ASKED, resume
+from nullrec_lib.profiles.build import resume
 from nullrec_lib.profiles.loop import NEIGHBOURS, USERS, Loop, finished
 from nullrec_lib.profiles.rewards import Reward
-from nullrec_lib.profiles.store import Store
 from nullrec_lib.profiles.visible import Visible
 
 
@@ -47,10 +43,8 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     """
     if finished(folder) is None:
         raise InputError(f"{folder}: no build has finished here; `nullrec profiles build --out` makes one.")
-    asked = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8"))
-    encode = partial(embed_texts, encoder=asked["encoder"])
     loop, seen = resume(folder)
-    said = Store(folder).last()
+    encode, said = loop.encode, loop.store.last()
     made = {}
     make = lambda about, near, now: Reward(about, near, now, encode, lambda_collab, lambda_dist)
     whole = said.get(("user", False), [])
@@ -62,7 +56,7 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     if cuts := said.get(("user", True)):
         histories = [seen.cut_history(place) for place in range(len(seen.cuts))]
         near = _near(loop, histories, seen.cuts[:, 0])
-        # Neighbours are training users as a whole: rows of `user`, whose embeddings are put before the cuts' own.
+        # Neighbours are training users as a whole: rows of `user`.
         made["cut"] = _side("cut", cuts, make(_means(texts, histories), near, users))
     if items := said.get(("item", False)):
         now = encode([one.text for one, _ in items])
