@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
-
-import numpy as np
 
 from nullrec_lib import data as sets
 from nullrec_lib.data.interactions import Dataset, cut
@@ -24,7 +21,7 @@ from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.convergence import distances
 from nullrec_lib.profiles.loop import Built, Loop, finished, plan
-from nullrec_lib.profiles.store import Profile, Store
+from nullrec_lib.profiles.store import Store
 from nullrec_lib.profiles.visible import Visible, visible
 
 ASKED = "asked.json"
@@ -204,29 +201,6 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
         if differ:
             raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
     write_json(path, asked)
-
-
-def load(folder: Path, shuffled: int | None = None) -> list[Profile]:
-    """The last profile of every subject: what an encoder and a recommender read.
-
-    Args:
-        shuffled: a seed: the control in which users have each other's profiles, each of the same cut.
-
-    Raises:
-        InputError: there are none.
-    """
-    store = Store(folder)
-    last = {(one.kind, one.id, one.cut): one for one in store.profiles()}  # rounds come in order
-    store.close()
-    profiles = list(last.values())
-    if shuffled is None:
-        return profiles
-    random, dealt = np.random.default_rng(shuffled), {}
-    for cut_ in sorted({one.cut or 0 for one in profiles if one.kind == "user"}):
-        mine = [place for place, one in enumerate(profiles) if one.kind == "user" and (one.cut or 0) == cut_]
-        dealt |= dict(zip(mine, random.permutation(mine).tolist()))
-    return [replace(one, text=profiles[dealt[place]].text) if place in dealt else one
-            for place, one in enumerate(profiles)]
 
 
 def export(folder: Path) -> Iterator[str]:
