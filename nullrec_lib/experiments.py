@@ -335,7 +335,7 @@ def run_many(
     call = partial(work, root=Path(root), threads=threads, **options)
     failures = {}
     with bar(what="runs", total=len(specs), unit="run") as progress:
-        for spec, error in outcomes(call, specs, jobs):
+        for spec, _, error in outcomes(call, specs, jobs):
             if error:
                 failures[spec] = error
             progress.update()

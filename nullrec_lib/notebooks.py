@@ -8,8 +8,9 @@ import json
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -24,15 +25,16 @@ from nullrec_lib.data import SHOPS, locate
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_json
 from nullrec_lib.machine import environment
+from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 
 # A preset reaches the notebooks that declare its parameters; what it does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": [22, 23], "epochs": 5, "rounds": 2, "limit_users": 100},
     # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
-    "standard": {"seeds": [22, 23], "epochs": 24, "patience": 6, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
+    "standard": {"seeds": [22, 23], "epochs": 12, "patience": 4, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
                  "compare": ["shop-visible1"], "table_seeds": [22], "table_epochs": 1, "rounds": 2,
-                 "limit_users": 100},
+                 "limit_users": 60, "pretraining": 30, "sft": 20, "steps": 3},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
               "thresholds": [0.001, 0.01, 0.1, 0.25, 0.5], "relative_thresholds": [0.5, 1.0, 2.0],
@@ -62,7 +64,8 @@ class Report:
     """One pass over the notebooks and the folder it filled."""
 
     folder: Path
-    runs: list[NotebookRun] = field(default_factory=list)
+    runs: list[NotebookRun]
+    seconds: float  # wall clock of the whole pass
 
     @property
     def ok(self) -> bool:
@@ -76,8 +79,7 @@ class Report:
             line = f"{run.notebook:<{width}}  {run.status:<7}  {run.seconds:>7.1f}  {run.error or ''}"
             lines.append(line.rstrip())
         passed = sum(run.status == "ok" for run in self.runs)
-        seconds = sum(run.seconds for run in self.runs)
-        lines.append(f"{passed} of {len(self.runs)} notebooks ok in {seconds:.1f} s: {self.folder}")
+        lines.append(f"{passed} of {len(self.runs)} notebooks ok in {self.seconds:.1f} s: {self.folder}")
         return "\n".join(lines)
 
 
@@ -226,52 +228,77 @@ def _earlier_runs(record: Path) -> dict[str, Any]:
         raise InputError(f"{record}: not readable; delete it or choose another name for the run") from None
 
 
+@dataclass(frozen=True)
+class _Task:
+    """One notebook of a pass, as a process of its own can take it."""
+
+    path: Path
+    output: Path
+    told: dict[str, Any]
+    given: dict[str, Any]
+    preset: str
+    timeout_s: float
+    progress: bool
+
+
+def _run(task: _Task) -> NotebookRun:
+    started, begin, status, problem = _now(), time.perf_counter(), "ok", None
+    try:
+        execute(task.path, task.output, task.told, task.timeout_s, task.progress)
+    except TimeoutError:
+        status, problem = "timeout", f"stopped after {task.timeout_s:g} s"
+    except Exception as error:  # whatever stops one notebook, the others have a right to run
+        status, problem = "failed", _one_line(error)
+    seconds = round(time.perf_counter() - begin, 1)
+    return NotebookRun(task.path.name, status, seconds, started, task.preset, task.given, problem)
+
+
 def reproduce(data: str = "shop", preset: str = "standard", name: str | None = None,
               parameters: dict[str, Any] | None = None, only: Sequence[str | int] | None = None,
               notebooks: Path = Path("notebooks"), reports: Path = Path("reports"),
-              timeout_s: float | None = None, progress: bool = True) -> Report:
-    """Run the numbered notebooks in order into `reports/<name>/`, and go on past one that fails.
+              timeout_s: float | None = None, jobs: int = 2, progress: bool = True) -> Report:
+    """Run the numbered notebooks into `reports/<name>/`, and go on past one that fails.
 
     Every notebook gets `data` and `report_dir`, and of the preset and `parameters` (which win) what it
     declares. `only` selects by number or by name; `timeout_s` is for each notebook (default
-    `TIMEOUTS_S` of the preset). `run.json` is brought up
-    to date after every notebook; what an earlier run left in the same folder keeps its files and entries.
+    `TIMEOUTS_S` of the preset). The first notebook runs alone, as it embeds the texts that all others read; then
+    `jobs` run at a time, each in a process of its own: while one trains on all cores, the other draws. `run.json` is
+    brought up to date after every notebook; what an earlier run left in the same folder keeps its files and entries.
 
     Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a notebook
-    without `data` or `report_dir`, and for a name that leaves nothing to name a folder with.
+    without `data` or `report_dir`, for `jobs` below 1, and for a name that leaves nothing to name a folder with.
     """
+    if jobs < 1:
+        raise InputError(f"jobs: {jobs} is below 1.")
     paths = _select(notebooks, only)
     plan = _plan(paths, preset, parameters or {})
     located = data if data in SHOPS else locate(data)
     folder_name = re.sub(r"[^\w.-]+", "-", name or f"{Path(data).name}-{preset}").strip("-.")
     if not folder_name:
         raise InputError(f"name: `{name}` has no letter or digit to name a folder with")
-    report = Report(Path(reports) / folder_name)
-    report.folder.mkdir(parents=True, exist_ok=True)
-    record = report.folder / "run.json"
-    timeout_s = TIMEOUTS_S[preset] if timeout_s is None else timeout_s
+    folder = Path(reports) / folder_name
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "run.json"
     entries = _earlier_runs(record)
+    begin = time.perf_counter()
     about = {"name": folder_name, "data": data, "preset": preset, "started": _now(), **environment(),
-             "threads": os.environ.get("OMP_NUM_THREADS")}
+             "threads": os.environ.get("OMP_NUM_THREADS"), "jobs": jobs}
+    tasks = [_Task(path, folder / path.name,
+                   {"data": _from(path, located), "report_dir": _from(path, folder), **chosen}, {"data": data, **chosen},
+                   preset, TIMEOUTS_S[preset] if timeout_s is None else timeout_s, progress)
+             for path, chosen in zip(paths, plan)]
 
+    runs = {}
     with bar(total=len(paths), what="notebooks", disable=not progress) as done:
-        for path, chosen in zip(paths, plan):
-            started, begin, status, problem = _now(), time.perf_counter(), "ok", None
-            told = {"data": _from(path, located), "report_dir": _from(path, report.folder), **chosen}
-            try:
-                execute(path, report.folder / path.name, told, timeout_s, progress)
-            except TimeoutError:
-                status, problem = "timeout", f"stopped after {timeout_s:g} s"
-            except Exception as error:  # whatever stops one notebook, the others have a right to run
-                status, problem = "failed", _one_line(error)
-            seconds = round(time.perf_counter() - begin, 1)
-            given = {"data": data, **chosen}
-            report.runs.append(NotebookRun(path.name, status, seconds, started, preset, given, problem))
-            entry = asdict(report.runs[-1])
+        for task, run, died in chain(outcomes(_run, tasks[:1], 1), outcomes(_run, tasks[1:], jobs)):
+            run = run or NotebookRun(task.path.name, "failed", 0.0, _now(), preset, task.given, died)
+            runs[task.path] = run
+            entry = asdict(run)
             entries[entry.pop("notebook")] = entry
-            write_json(record, {**about, "notebooks": dict(sorted(entries.items()))})
+            seconds = round(time.perf_counter() - begin, 1)
+            write_json(record, {**about, "seconds": seconds, "notebooks": dict(sorted(entries.items()))})
             done.update()
-    return report
+    return Report(folder, [runs[path] for path in paths], time.perf_counter() - begin)
 
 
 _MACHINE_PATH = re.compile(r"(?<![\w.~:/-])/(?:home|Users|root|tmp|work|mnt|opt|private|usr|var)/[\w.-]+")

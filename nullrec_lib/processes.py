@@ -14,20 +14,21 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 
-def outcomes(call: Callable[[Item], Any], items: list[Item], jobs: int) -> Iterator[tuple[Item, str | None]]:
-    """Call each item in one of `jobs` processes (1: in this one); yield it with its error in one line, or None.
+def outcomes(call: Callable[[Item], Any], items: list[Item], jobs: int) -> Iterator[tuple[Item, Any, str | None]]:
+    """Call each item in one of `jobs` processes (1: in this one); yield it with what the call gave and None, or with
+    None and its error in one line.
 
     A call whose process died is tried once more, alone, after all others: it may have been a neighbour that took
     the memory. Interrupts are not errors of an item and are raised.
     """
     died = []
-    for item, error in _here(call, items) if jobs == 1 else _elsewhere(call, items, jobs):
+    for item, result, error in _here(call, items) if jobs == 1 else _elsewhere(call, items, jobs):
         if isinstance(error, BrokenProcessPool):
             died.append(item)
         else:
-            yield item, _said(error)
-    for item, error in _elsewhere(call, died, 1):
-        yield item, _said(error)
+            yield item, result, _said(error)
+    for item, result, error in _elsewhere(call, died, 1):
+        yield item, result, _said(error)
 
 
 def _said(error: BaseException | None) -> str | None:
@@ -38,17 +39,17 @@ def _said(error: BaseException | None) -> str | None:
     raise error
 
 
-def _here(call: Callable, items: list) -> Iterator[tuple[Any, BaseException | None]]:
+def _here(call: Callable, items: list) -> Iterator[tuple[Any, Any, BaseException | None]]:
     for item in items:
         try:
-            call(item)
+            result = call(item)
         except Exception as error:  # whatever broke this call must not take the others with it
-            yield item, error
+            yield item, None, error
         else:
-            yield item, None
+            yield item, result, None
 
 
-def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, BaseException | None]]:
+def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, Any, BaseException | None]]:
     """A process that dies breaks its whole pool, so each has a pool of its own: then it is known whose call it was."""
     quiet = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # read by the children when they import tqdm: one bar is enough
@@ -64,7 +65,7 @@ def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, Ba
                 pool, item = flying.pop(future)
                 error = future.exception()
                 idle.append(fresh() if isinstance(error, BrokenProcessPool) else pool)
-                yield item, error
+                yield item, None if error else future.result(), error
     finally:
         # An interrupt stops what has not begun, and does not wait for what has: it is stored by the epoch.
         for pool in [*idle, *(pool for pool, _ in flying.values())]:

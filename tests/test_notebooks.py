@@ -161,6 +161,25 @@ def test_running_again_replaces_its_own_and_keeps_the_rest(pass_over):
         "01_good.ipynb", "02_fails.ipynb", "03_hangs.ipynb", "04_dies.ipynb", "figure.txt", "run.json"]
 
 
+def test_after_the_first_two_run_at_a_time(tmp_path, monkeypatch):
+    """Each of the two leaves a file and waits for the other's: one after the other they would wait for ever."""
+    monkeypatch.chdir(tmp_path)
+    meet = """
+import os, time
+from pathlib import Path
+Path(report_dir, "{me}").touch()
+while not Path(report_dir, "{other}").exists():
+    time.sleep(0.05)"""
+    write(Path("notebooks/01_first.ipynb"), "from pathlib import Path\nprint(list(Path(report_dir).glob('[ab]')))")
+    write(Path("notebooks/02_a.ipynb"), meet.format(me="a", other="b"))
+    write(Path("notebooks/03_b.ipynb"), meet.format(me="b", other="a"))
+    found = reproduce("shop-tiny", "quick", timeout_s=60, jobs=2, progress=False)
+    assert found.ok and [run.notebook for run in found.runs] == ["01_first.ipynb", "02_a.ipynb", "03_b.ipynb"]
+    assert printed(found.folder / "01_first.ipynb") == "[]\n"
+    alone = reproduce("shop-tiny", "quick", name="alone", only=[2], timeout_s=3, jobs=1, progress=False)
+    assert [run.status for run in alone.runs] == ["timeout"]
+
+
 def test_data_is_found_where_load_finds_it(tmp_path, monkeypatch):
     for name in ("shop", "here/books", "home/books", "home/toys"):
         (tmp_path / name).mkdir(parents=True)
@@ -182,6 +201,7 @@ def test_data_is_found_where_load_finds_it(tmp_path, monkeypatch):
     ({"only": ["3"]}, "no notebook `3`.*01_a, 02_b"),
     ({"only": ["01_b"]}, "did you mean"),
     ({"name": "../.."}, "name a folder"),
+    ({"jobs": 0}, "jobs: 0 is below 1"),
     ({"notebooks": Path("elsewhere")}, "elsewhere: no notebooks"),
 ])
 def test_wrong_input_is_refused_before_anything_runs(tmp_path, monkeypatch, asked, said):

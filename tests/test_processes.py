@@ -18,20 +18,22 @@ def work(item, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     if item == "fails":
         raise ValueError("two\nlines")
+    return item.upper()
 
 
 def test_a_killed_process_takes_nobody_with_it(tmp_path):
     items = ["dies", "a", "fails", "dies once", "b", "c"]
-    found = dict(outcomes(partial(work, folder=tmp_path), items, jobs=2))
-    assert found == {"a": None, "b": None, "c": None, "dies once": None, "fails": "ValueError: two lines",
-                     "dies": "the process died (killed or out of memory)"}
+    found = {item: (result, error) for item, result, error in outcomes(partial(work, folder=tmp_path), items, jobs=2)}
+    assert found == {"a": ("A", None), "b": ("B", None), "c": ("C", None), "dies once": ("DIES ONCE", None),
+                     "fails": (None, "ValueError: two lines"),
+                     "dies": (None, "the process died (killed or out of memory)")}
     tries = {item: (tmp_path / f"tried-{item}").stat().st_size for item in items}
     assert tries == {"dies": 2, "dies once": 2, "a": 1, "b": 1, "c": 1, "fails": 1}
 
 
 def test_in_this_process(tmp_path):
     assert list(outcomes(partial(work, folder=tmp_path), ["a", "fails", "b"], jobs=1)) == [
-        ("a", None), ("fails", "ValueError: two lines"), ("b", None)]
+        ("a", "A", None), ("fails", None, "ValueError: two lines"), ("b", "B", None)]
     assert list(outcomes(work, [], jobs=3)) == []
 
 

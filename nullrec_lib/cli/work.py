@@ -152,8 +152,9 @@ def reproduce(
     only: Annotated[Optional[list[str]], typer.Option(help="A notebook's number or name; may be repeated.")] = None,
     timeout: Annotated[Optional[float], typer.Option(
         help="Seconds that one notebook may take; default half an hour, two for standard, a week for paper.")] = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time, after the first.")] = 2,
 ) -> None:
-    """Execute the numbered notebooks in order into reports/<name>/: notebooks, tables, figures, run.json.
+    """Execute the numbered notebooks into reports/<name>/: notebooks, tables, figures, run.json.
 
     A notebook that fails does not stop the next; the status is 1 if any failed.
     """
@@ -170,7 +171,7 @@ def reproduce(
             parameters[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             parameters[key] = text  # a plain word
-    report = notebooks.reproduce(data, preset, name, parameters, only, timeout_s=timeout)
+    report = notebooks.reproduce(data, preset, name, parameters, only, timeout_s=timeout, jobs=jobs)
     print(report.summary())
     if not report.ok:
         raise typer.Exit(1)

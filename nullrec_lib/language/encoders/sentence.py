@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generator, Sequence
 
@@ -73,15 +74,19 @@ class Sentence:
     def encode(self, texts: Sequence[str]) -> Generator[Encoded, None, None]:
         if not ((self.folder / "modules.json").is_file() or (self.folder / "config.json").is_file()):
             raise InputError(f"encoder: {self.folder} holds no model (neither modules.json nor config.json).")
-        from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # its bar for loading weights lasts a blink and clutters every notebook
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = SentenceTransformer(str(self.folder), device=device)
+        model = _loaded(self.folder, self.revision, "cuda" if torch.cuda.is_available() else "cpu")
         options = dict(batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
         with bar(what=f"encoding with {Path(self.name).name}", total=len(texts), unit="text") as progress:
             for start in range(0, len(texts), BLOCK):
                 rows = model.encode(list(texts[start : start + BLOCK]), **options)
                 yield Encoded(range(start, start + len(rows)), rows.astype("float32"))
                 progress.update(len(rows))
+
+
+@lru_cache(maxsize=1)  # a policy's rewards ask for a few texts at a time, thousands of times
+def _loaded(folder: Path, revision: str, device: str):
+    from sentence_transformers import SentenceTransformer  # seconds to import: only where it is needed
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its bar for loading weights lasts a blink and clutters every notebook
+    return SentenceTransformer(str(folder), device=device)
