@@ -36,7 +36,7 @@ from nullrec_lib.profiles import vectors
 from nullrec_lib.profiles.vectors import UserProfiles
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import CHECKPOINT, HISTORY, Recommender, Scorer, fit, spread
+from nullrec_lib.training import BEST, CHECKPOINT, HISTORY, Recommender, Scorer, fit, load_weights, spread
 
 SPEC, RESULT, RANKS = "spec.json", "result.json", "ranks.safetensors"
 
@@ -398,6 +398,19 @@ def stored_ranks(specs: list[Spec], root: Path = Path("runs")) -> dict[str, dict
 def finished(spec: Spec, root: Path = Path("runs")) -> bool:
     """Whether a spec's run is stored under `root`. Embeds no text."""
     return (_folder(spec, root) / RESULT).exists()
+
+
+def trained(spec: Spec, root: Path = Path("runs")) -> Recommender | Ranker:
+    """The model of a finished run with its best weights, on the CPU; or its rule.
+
+    Raises:
+        InputError: the spec has no finished run under `root`.
+    """
+    folder = _finished(spec, root)
+    model = build(spec, prepare(spec))
+    if isinstance(model, Recommender):
+        load_weights(model, folder / BEST)
+    return model
 
 
 def _finished(spec: Spec, root: Path) -> Path:

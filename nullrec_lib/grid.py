@@ -130,7 +130,9 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
             if method in METHODS and backbone in BACKBONES and not runs_on(method, backbone):
                 skipped[f"{label} does not run on {backbone} and is left out there."] = None
                 continue
-            reads = Spec(method=method, **({"backbone": backbone} if method in METHODS else {})).read()
+            # Profiles decide what else is read.
+            first = {"backbone": backbone, "profiles": own.get("profiles")} if method in METHODS else {}
+            reads = Spec(method=method, **first).read()
             if idle := [key for key in own if key not in reads]:
                 raise InputError(f"{idle[0]}: method {method} does not read it, so it would change nothing.")
             asked = shared | own | {"data": data, "split": split, "backbone": backbone, "method": method}

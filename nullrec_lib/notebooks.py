@@ -39,7 +39,10 @@ PRESETS: dict[str, dict[str, Any]] = {
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
               "thresholds": [0.001, 0.01, 0.1, 0.25, 0.5], "relative_thresholds": [0.5, 1.0, 2.0],
               "table_seeds": [22, 23, 24, 25, 26], "table_epochs": 300, "rates": [1e-2, 1e-3, 1e-4, 1e-5],
-              "pretraining": 200, "sft": 300, "drawn_users": 300, "steps": 100, "num_generations": 8, "max_tokens": 64},
+              "pretraining": 200, "sft": 300, "drawn_users": 300, "steps": 100, "num_generations": 8, "max_tokens": 64,
+              "splits": ["cold-start", "leave-one-out"], "candidates": 4, "moved_users": 300,
+              "variants": ["user-only", "item-only", "single-pass", "no GRPO", "w/o distinctiveness",
+                           "w/o collaborative alignment"]},
 }
 TIMEOUTS_S = {"quick": 1800, "standard": 7200, "paper": 7 * 86_400}  # per notebook
 REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results

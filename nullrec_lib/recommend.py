@@ -14,7 +14,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC, build, prepare
 from nullrec_lib.kernels.rank import top_k
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import BEST, Recommender, Scorer, _load
+from nullrec_lib.training import BEST, Recommender, Scorer, load_weights
 
 
 def recommend(
@@ -59,7 +59,7 @@ def recommend(
 
     model = build(spec, prepared)
     if isinstance(model, Recommender):
-        _load(model, folder / BEST)
+        load_weights(model, folder / BEST)
         model = Scorer(model)
     newest = seen[-spec.history_length :]
     padded = [len(items)] * (spec.history_length - len(newest)) + newest

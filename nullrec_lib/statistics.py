@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from nullrec_lib.progress import bar
@@ -149,3 +150,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
     steps = p[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected
+
+
+def interval(values: np.ndarray) -> dict[str, float | None]:
+    """Mean with its 95% interval (t); of one value, without."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
+    return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -244,7 +244,7 @@ def fit(
             progress.set_postfix_str(told, refresh=False)  # a refresh would show the bar before its two seconds
             progress.update()
     if history:
-        _load(model, folder / BEST)
+        load_weights(model, folder / BEST)
     write_json(folder / HISTORY, history)
     return Fitted(best()["epoch"], history)
 
@@ -291,6 +291,7 @@ def _resume(model: Recommender, optimiser, folder: Path) -> list[dict[str, Any]]
     return history
 
 
-def _load(model: Recommender, path: Path) -> None:
+def load_weights(model: Recommender, path: Path) -> None:
+    """Give a model the weights that a run stored."""
     with safe_open(path, "pt") as handle:
         model.load_state_dict({name: handle.get_tensor(name) for name in handle.keys()})

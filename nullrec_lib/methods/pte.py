@@ -34,9 +34,13 @@ class PtE(Adapted):
             # Centred, as profiles begin alike; by the mean of those that were made of training interactions alone,
             # since a longer cut of a held-out user knows the targets of a shorter one.
             trained = torch.bincount(material.users, minlength=int(user.max()) + 1)
-            mean = rows[cut <= trained[user]].mean(dim=0)
-            self.freeze_table("spoken", (rows - mean) * rows.shape[1] ** 0.5)
+            self.register_buffer("mean", rows[cut <= trained[user]].mean(dim=0), persistent=False)
+            self.freeze_table("spoken", self.spoken_of(rows))
             self.read = nn.Linear(rows.shape[1], width)
+
+    def spoken_of(self, rows: Tensor) -> Tensor:
+        """(n, d) unit-norm embeddings of users' profiles → as the model reads them."""
+        return (rows - self.mean) * rows.shape[1] ** 0.5
 
     def context(self, examples: Examples) -> dict[str, Tensor]:
         """`profile` (n,) int64: the row of `spoken` that may stand beside each example; `NOBODY` where none may."""

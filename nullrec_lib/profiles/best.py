@@ -16,10 +16,10 @@ from nullrec_lib.language.writers.local import Local
 from nullrec_lib.profiles import prompts, vectors
 from nullrec_lib.profiles.build import ASKED
 from nullrec_lib.profiles.convergence import mean_cosine
-from nullrec_lib.profiles.grpo import interval
 from nullrec_lib.profiles.loop import Loop
-from nullrec_lib.profiles.sides import Side, sides
+from nullrec_lib.profiles.sides import Side, others, sides
 from nullrec_lib.profiles.vectors import Vectors
+from nullrec_lib.statistics import interval
 
 RECORD = "best.json"
 TEMPERATURES = (0.7, 1.0)
@@ -57,8 +57,8 @@ def best(
     loop, made = sides(profiles, lambda_collab, lambda_dist)
     if model is None and not loop.writer.name.startswith("local:"):
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which writes one text only; name a model.")
-    source = model or loop.writer.name.partition(":")[2]
-    writers = [Local(source, temperature, max_tokens=max_tokens) for temperature in TEMPERATURES]
+    loops = _writers(loop, Path(out), model or loop.writer.name.partition(":")[2], max_tokens, seed)
+    writers = [one.writer for one in loops]
     built = json.loads((Path(profiles) / ASKED).read_text(encoding="utf-8"))
     asked = {"profiles": built, "revisions": [one.revision for one in writers], "candidates": candidates,
              "lambda_collab": lambda_collab, "lambda_dist": lambda_dist, "max_tokens": max_tokens, "seed": seed}
@@ -69,8 +69,6 @@ def best(
             if record["asked"] != asked:
                 raise InputError(f"{out}: holds another choice; give another folder.")
             return record
-        ids = loop.user_ids, loop.item_ids
-        loops = [Loop(loop.visible, ids, writer, out, loop.encode, seed) for writer in writers]
         chosen = {kind: _choose(made[kind], loops, candidates, seed) for kind in ("item", "cut") if kind in made}
         empty = np.zeros((0, loop.encode(["a"]).shape[1]), np.float32)
         rows = {kind: chosen[kind][0] if kind in chosen else empty for kind in ("item", "cut")}
@@ -81,6 +79,39 @@ def best(
                                    np.array(cut.cuts if cut else [], np.int64), rows["cut"], built | {"best_of": asked}))
         write_json(path, record)
     return record
+
+
+def rewritten(profiles: Path, out: Path, model: str, histories: list[np.ndarray], users: np.ndarray) -> np.ndarray:
+    """(n, d) embeddings of the profiles that `best` would have chosen in `out` for other histories: the same prompts,
+    writer, candidates and rewards. New texts are stored beside those of `out`.
+
+    Args:
+        profiles, out, model: as they were given to `best`, which has finished.
+        histories: items before a target, oldest first; what a user's profile may know of them is their largest cut.
+        users: (n,) whose they are.
+
+    Raises:
+        InputError: no such choice, or a history that is shorter than every cut.
+    """
+    path = Path(out) / RECORD
+    if not path.exists():
+        raise InputError(f"{out}: nothing was chosen here; `nullrec profiles best` does.")
+    asked = json.loads(path.read_text(encoding="utf-8"))["asked"]
+    whole = asked["profiles"]["split"] == "leave-one-out"  # there the last examples' cuts are their histories
+    cuts = [max((cut for cut in asked["profiles"]["cuts"] if cut <= len(one)), default=0) for one in histories]
+    if not min(cuts):
+        raise InputError(f"histories: one is shorter than every cut ({asked['profiles']['cuts']}).")
+    known = [one if whole else one[:cut] for one, cut in zip(histories, cuts)]
+    loop, side = others(profiles, known, users, asked["lambda_collab"], asked["lambda_dist"])
+    loops = _writers(loop, Path(out), model, asked["max_tokens"], asked["seed"])
+    return _choose(side, loops, asked["candidates"], asked["seed"])[0]
+
+
+def _writers(loop: Loop, out: Path, model: str, max_tokens: int, seed: int) -> list[Loop]:
+    """The loop once per temperature, writing candidates into `out`."""
+    ids = loop.user_ids, loop.item_ids
+    return [Loop(loop.visible, ids, Local(model, temperature, max_tokens=max_tokens), out, loop.encode, seed)
+            for temperature in TEMPERATURES]
 
 
 def _choose(side: Side, loops: list[Loop], candidates: int, seed: int) -> tuple[np.ndarray, dict[str, Any]]:

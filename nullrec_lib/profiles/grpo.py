@@ -21,7 +21,6 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from scipy import stats
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json, write_tensors
@@ -34,6 +33,7 @@ from nullrec_lib.profiles.prompts import degenerate
 from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.progress import bar
+from nullrec_lib.statistics import interval
 
 RECORD, MODEL, CURRENT = "grpo.json", "model", "current.safetensors"
 HELD_OUT = 0.2
@@ -196,15 +196,6 @@ def gain(made: dict[str, Side], parts: dict[str, Parts], before: Written, after:
                  "reward_at_equal_length": mean(after[kind, part], short) - mean(groups, short)}
         found[f"{kind} {part}"] = {name: interval(values) for name, values in risen.items()} | {"words": words}
     return found
-
-
-def interval(values: np.ndarray) -> dict[str, float | None]:
-    """Mean with its 95% interval (t); of one value, without."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return {"mean": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 class Rewarder:

@@ -179,13 +179,21 @@ class Loop:
 
     def _user_prompts(self, items: list[str] | None) -> list[Prompt]:
         v = self.visible
-        return self._readers([v.history(user) for user in v.users], v.users, items)
+        return self.readers([v.history(user) for user in v.users], v.users, items)
 
     def _cut_prompts(self, items: list[str] | None) -> list[Prompt]:
         v = self.visible
-        return self._readers([v.cut_history(place) for place in range(len(v.cuts))], v.cuts[:, 0], items)
+        return self.readers([v.cut_history(place) for place in range(len(v.cuts))], v.cuts[:, 0], items)
 
-    def _readers(self, histories: list[np.ndarray], users: np.ndarray, items: list[str] | None) -> list[Prompt]:
+    def told_last(self) -> list[str] | None:
+        """The item profiles that the last users' were made from, in a build that has finished; None where they were
+        made without."""
+        rounds = [done for done in finished(self.folder).rounds if done.side == "item"]
+        if len(rounds) < 2 or not any(done.side == "user" for done in finished(self.folder).rounds):
+            return None
+        return [one.text for one in self.store.profiles("item") if one.round == rounds[-2].round]
+
+    def readers(self, histories: list[np.ndarray], users: np.ndarray, items: list[str] | None) -> list[Prompt]:
         """Prompts of users: without item profiles from items and neighbours (Eq. 6), with them from these (Eq. 8)."""
         v = self.visible
         if items is not None:

@@ -66,6 +66,27 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     return loop, made
 
 
+def others(
+    folder: Path, histories: list[np.ndarray], users: np.ndarray, lambda_collab: float, lambda_dist: float
+) -> tuple[Loop, Side]:
+    """A side like `cut` of `sides`, of histories that the build did not know; its `texts` are the extractive writer's.
+
+    Raises:
+        InputError: no finished build, or one without profiles of users.
+    """
+    loop, seen = resume(folder)
+    said = loop.store.last()
+    if ("user", False) not in said:
+        raise InputError(f"{folder}: holds no profiles of users.")
+    now = loop.encode([one.text for one, _ in said["user", False]])
+    asked = loop.readers(histories, users, loop.told_last())
+    reward = Reward(_means(loop.encode(list(seen.texts)), histories), _near(loop, histories, users), now, loop.encode,
+                    lambda_collab, lambda_dist)
+    ids, lengths = [loop.user_ids[user] for user in users], [len(history) for history in histories]
+    texts = loop.spare.write(asked, loop.seed)
+    return loop, Side("cut", ids, lengths, [prompt.text for prompt in asked], texts, reward)
+
+
 def _side(kind: str, said: list, reward: Reward) -> Side:
     return Side(kind, [one.id for one, _ in said], [one.cut for one, _ in said], [prompt for _, prompt in said],
                 [one.text for one, _ in said], reward)

@@ -12,10 +12,11 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.language import model
 from nullrec_lib.profiles import grpo, prompts
 from nullrec_lib.profiles.build import build, examples
-from nullrec_lib.profiles.grpo import Rewarder, Settings, gain, interval, judge, train
+from nullrec_lib.profiles.grpo import Rewarder, Settings, gain, judge, train
 from nullrec_lib.profiles.rewards import Reward
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.profiles.store import Store
+from nullrec_lib.statistics import interval
 
 FEW = Settings(steps=3, num_generations=2, prompts_per_step=2, max_tokens=12, refresh=1)
 
