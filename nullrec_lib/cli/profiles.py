@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -219,19 +220,30 @@ def grpo(
     base: Annotated[Optional[str], typer.Option(help="A model to start from instead of the build's writer.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged in the end.")] = False,
     seed: Annotated[int, typer.Option(help="Of sampling, order and the held-out part.")] = 22,
+    vllm_server: Annotated[Optional[str], typer.Option(
+        help="Address of a `trl vllm-serve` that samples the candidates, e.g. http://localhost:8000.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """GRPO (PtE, stage two): the writer of a build learns to write profiles that are worth more.
 
     nullrec grpo --profiles profiles/shop-local --steps 100 --out grpo/shop
 
+    accelerate launch --num_processes 4 -m nullrec_lib grpo --profiles profiles/shop-local --out grpo/shop
+
     What its candidates are worth is measured before and after, on subjects that it learned from and on others.
     """
-    from nullrec_lib.profiles.grpo import Settings, train
+    from nullrec_lib.profiles.grpo import Settings, plan, train
 
     settings = Settings(steps, num_generations, prompts_per_step, advantage, lambda_collab, lambda_dist, temperature,
                         max_tokens, lr, beta, refresh, lora, seed)
-    record = train(profiles, out, settings, base)
+    if dry_run:
+        told = plan(profiles, out, settings, base, vllm_server)
+        print(json.dumps(told) if as_json else "\n".join(f"{name}: {value}" for name, value in told.items()))
+        return
+    record = train(profiles, out, settings, base, vllm_server)
+    if int(os.environ.get("RANK", 0)):
+        return  # the first of several processes speaks for all
     if as_json:
         print(json.dumps(record | {"out": str(out)}, ensure_ascii=False))
         return

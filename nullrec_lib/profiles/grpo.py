@@ -11,6 +11,7 @@ is the one that sampled, each candidate's ratio is 1. What is learned shows in t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import warnings
@@ -26,22 +27,16 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json, write_tensors
 from nullrec_lib.language.encoders.folders import model_sha256
 from nullrec_lib.language.tuning import save
-from nullrec_lib.language.writers import Prompt
 from nullrec_lib.language.writers.local import Local, find, load_model, load_tokenizer
 from nullrec_lib.profiles.convergence import mean_cosine
-from nullrec_lib.profiles.prompts import degenerate
+from nullrec_lib.profiles.judging import Parts, candidates, gain, judge, part
 from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.progress import bar
-from nullrec_lib.statistics import interval
 
 RECORD, MODEL, CURRENT = "grpo.json", "model", "current.safetensors"
-HELD_OUT = 0.2
-"""Part of the subjects of each side that the policy never sees."""
-JUDGED = 64
-"""Subjects of each side and part, at most, whose reward is measured before and after."""
 SHOWN = 3
-"""Of them, those whose profiles before and after are kept in the record."""
+"""Judged subjects whose profiles before and after are kept in the record."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,8 @@ class Settings:
         check_weights(self.lambda_collab, self.lambda_dist)
 
 
-def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str | None = None) -> dict[str, Any]:
+def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str | None = None,
+          vllm_server: str | None = None) -> dict[str, Any]:
     """Optimise the local writer of a finished build of profiles; the folder `out` gets `model` and the record.
 
     Each side's subjects are parted: the policy sees the prompts of one part, and what it gained is measured on both. A
@@ -88,6 +84,9 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
         profiles: folder of a build with a local writer; its last round's prompts are the prompts.
         out: folder to make.
         base: the model to start from; None: the build's writer.
+        vllm_server: address of a `trl vllm-serve` that samples the candidates while the policy learns.
+
+    Under `accelerate launch` every process calls this; all of them learn, and the first one measures and writes.
 
     Returns: the record: `settings`, `start` and `end` (see `judge`), `gain` by side and part, `history` (what the
         trainer logged, by step), `samples`, `seconds`.
@@ -96,30 +95,27 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
         InputError: no such build, a writer that is not local, settings out of range, or `out` holds something else.
     """
     out = Path(out)
-    loop, made = sides(profiles, settings.lambda_collab, settings.lambda_dist)
-    if base is None and not loop.writer.name.startswith("local:"):
-        raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
-    source = find(base or loop.writer.name.partition(":")[2])
-    made_by = {"settings": asdict(settings), "model_sha256": model_sha256(source),
-               "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
+    made, source, made_by = _asked(profiles, settings, base)
+    if (record := _stored(out, made_by)) is not None:
+        return record
+    parts = {kind: part(side, settings.seed) for kind, side in made.items()}
+    if int(os.environ.get("RANK", 0)):
+        _train(source, out, made, parts, settings, vllm_server)
+        return made_by
     with alone(out):
-        if (out / RECORD).exists():
-            record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-            if {name: record[name] for name in made_by} != made_by:
-                raise InputError(f"{out}: holds another training; give another folder.")
+        if (record := _stored(out, made_by)) is not None:
             return record
-        trained = {kind: side for kind, side in made.items() if kind != "cut"}
-        parts = {kind: _part(side, settings.seed) for kind, side in trained.items()}
         begun = time.perf_counter()
-        before = _candidates(source, trained, parts, settings)
-        history = _train(source, out, trained, parts, settings)
-        after = _candidates(out / MODEL, trained, parts, settings)
+        history = _train(source, out, made, parts, settings, vllm_server)
+        before, after = (
+            candidates(Local(str(model), settings.temperature, max_tokens=settings.max_tokens, no_repeat=0),
+                       settings.num_generations, settings.seed, made, parts) for model in (source, out / MODEL))
         record = made_by | {
-            "start": judge(trained, parts, before), "end": judge(trained, parts, after),
-            "gain": gain(trained, parts, before, after), "history": history,
-            "samples": [{"kind": kind, "id": trained[kind].ids[place], "before": before[kind, "held_out"][0][n],
+            "start": judge(made, parts, before), "end": judge(made, parts, after),
+            "gain": gain(made, parts, before, after), "history": history,
+            "samples": [{"kind": kind, "id": made[kind].ids[place], "before": before[kind, "held_out"][0][n],
                          "after": after[kind, "held_out"][0][n]}
-                        for kind in trained for n, place in enumerate(parts[kind]["held_out"][:SHOWN])],
+                        for kind in made for n, place in enumerate(parts[kind]["held_out"][:SHOWN])],
             "seconds": time.perf_counter() - begun,
         }
         write_json(out / RECORD, record)
@@ -127,75 +123,49 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
         return record
 
 
-Parts = dict[str, np.ndarray]
-Written = dict[tuple[str, str], list[list[str]]]
-"""(side, part) → K lists of texts, one per judged subject."""
+def plan(profiles: Path, out: Path, settings: Settings = Settings(), base: str | None = None,
+         vllm_server: str | None = None) -> dict[str, Any]:
+    """What `train` would do, checked but not begun: the trainer's configuration is made, no model is loaded.
 
+    Returns: `model`, `processes`, `generation` (of candidates: by whom), `subjects` by side and part, `completions` in
+        all, and of the configuration what decides the size of a step.
 
-def _part(side: Side, seed: int) -> Parts:
-    """Places of the subjects to learn from and of those held out; what differs only in its id is on one side."""
-    prompts = sorted(set(side.prompts))
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    held = {prompts[place] for place in order[: max(1, round(HELD_OUT * len(prompts)))]}
-    places = np.random.default_rng(seed + 1).permutation(len(side.prompts))
-    is_held = np.array([side.prompts[place] in held for place in places])
-    return {"train": places[~is_held], "held_out": places[is_held]}
-
-
-def _candidates(model: Path, made: dict[str, Side], parts: dict[str, Parts], settings: Settings) -> Written:
-    """K candidates for the judged subjects, sampled alike before and after."""
-    writer = Local(str(model), settings.temperature, max_tokens=settings.max_tokens, no_repeat=0)
-    jobs = [(kind, part, place, made[kind]) for kind in made for part, place in parts[kind].items()]
-    written: Written = {}
-    with bar(what="candidates", total=len(jobs) * settings.num_generations, unit="batch") as progress:
-        for kind, part, places, side in jobs:
-            asked = [Prompt(side.prompts[place]) for place in places[:JUDGED]]
-            written[kind, part] = []
-            for k in range(settings.num_generations):
-                written[kind, part].append(writer.write(asked, settings.seed + k))
-                progress.update()
-    return written
-
-
-def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> dict[str, dict[str, Any]]:
-    """What candidates are worth, by `side part`: mean `collab` and `dist`; `reward` and that of the `best` of each
-    group, with their intervals over subjects; `spread` (mean standard deviation within groups), `useless` (share of
-    texts that are no profile), `words`, and `alike`, the mean cosine of two subjects' texts."""
-    found = {}
-    for (kind, part), groups in written.items():
-        side, places = made[kind], parts[kind][part][:JUDGED]
-        terms = [side.reward(texts, places) for texts in groups]
-        total = np.stack([one.total for one in terms])  # (K, n)
-        found[f"{kind} {part}"] = {
-            "subjects": len(places), "collab": float(np.mean([one.collab for one in terms])),
-            "dist": float(np.mean([one.dist for one in terms])), "reward": interval(total.mean(axis=0)),
-            "best": interval(total.max(axis=0)), "spread": float(total.std(axis=0, ddof=1).mean()),
-            "useless": float(np.mean([degenerate(text) for texts in groups for text in texts])),
-            "words": float(np.mean([len(text.split()) for texts in groups for text in texts])),
-            "alike": float(np.mean([mean_cosine(side.reward.encode(texts)) for texts in groups]))
-            if len(places) > 1 else None,
-        }
-    return found
-
-
-def gain(made: dict[str, Side], parts: dict[str, Parts], before: Written, after: Written) -> dict[str, Any]:
-    """How much the mean reward rose, by `side part`, paired over subjects: as it is, and with all texts cut to one
-    length, the shortest tenth's of both, since longer texts may be nearer to everything.
-
-    Returns: `reward` and `reward_at_equal_length`, each with `mean`, `low`, `high` (95%, t over subjects); and `words`.
+    Raises:
+        InputError: see `train`.
     """
-    found = {}
-    for (kind, part), groups in before.items():
-        side, places = made[kind], parts[kind][part][:JUDGED]
-        lengths = [len(text.split()) for texts in (*groups, *after[kind, part]) for text in texts]
-        words = max(1, int(np.quantile(lengths, 0.1)))
-        short = lambda text: " ".join(text.split()[:words])
-        mean = lambda groups, cut: np.mean(
-            [side.reward([cut(text) for text in texts], places).total for texts in groups], axis=0)
-        risen = {"reward": mean(after[kind, part], str) - mean(groups, str),
-                 "reward_at_equal_length": mean(after[kind, part], short) - mean(groups, short)}
-        found[f"{kind} {part}"] = {name: interval(values) for name, values in risen.items()} | {"words": words}
-    return found
+    made, source, _ = _asked(profiles, settings, base)
+    asked = config(out, settings, **_vllm(vllm_server))
+    sizes = {f"{kind} {which}": len(places) for kind, side in made.items()
+             for which, places in part(side, settings.seed).items()}
+    return {"model": str(source), "processes": asked.world_size,
+            "generation": f"vLLM at {vllm_server}" if vllm_server else "in each process", "subjects": sizes,
+            "steps": asked.max_steps, "completions_per_step": asked.generation_batch_size,
+            "completions": asked.max_steps * asked.generation_batch_size, "num_generations": asked.num_generations,
+            "scale_rewards": asked.scale_rewards, "beta": asked.beta, "bf16": asked.bf16}
+
+
+def _asked(profiles: Path, settings: Settings, base: str | None) -> tuple[dict[str, Side], Path, dict[str, Any]]:
+    """Sides to learn from, the model to start from, and what names the result."""
+    loop, made = sides(profiles, settings.lambda_collab, settings.lambda_dist)
+    if base is None and not loop.writer.name.startswith("local:"):
+        raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
+    source = find(base or loop.writer.name.partition(":")[2])
+    return {kind: side for kind, side in made.items() if kind != "cut"}, source, {
+        "settings": asdict(settings), "model_sha256": model_sha256(source),
+        "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
+
+
+def _stored(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
+    if not (out / RECORD).exists():
+        return None
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    if {name: record[name] for name in made_by} != made_by:
+        raise InputError(f"{out}: holds another training; give another folder.")
+    return record
+
+
+def _vllm(server: str | None) -> dict[str, Any]:
+    return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server} if server else {}
 
 
 class Rewarder:
@@ -206,7 +176,19 @@ class Rewarder:
     def __init__(self, rewards: dict[str, Reward], settings: Settings):
         self.rewards, self.settings = rewards, settings
         self.pending = {kind: reward.current.copy() for kind, reward in rewards.items()}
+        self.seen: dict[tuple[str, int], np.ndarray] = {}
+        """Best candidates that this process has met since it last told the others."""
         self.refreshed = 0
+
+    def share(self) -> None:
+        """Make `pending` the same in all processes: each has scored candidates of its own. All must call it."""
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            told: list = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(told, self.seen)
+            self.seen = {subject: row for one in told for subject, row in one.items()}
+        for (kind, place), row in self.seen.items():
+            self.pending[kind][place] = row
+        self.seen = {}
 
     def __call__(self, completions: Sequence, kind: Sequence[str], place: Sequence[int], trainer_state=None,
                  log_metric=None, **_: Any) -> list[float]:
@@ -218,6 +200,7 @@ class Rewarder:
         K = self.settings.num_generations
         if trainer_state is not None and trainer_state.global_step - self.refreshed >= self.settings.refresh:
             self.refreshed = trainer_state.global_step
+            self.share()
             for name, reward in self.rewards.items():
                 reward.refresh(self.pending[name])
         texts = [one[0]["content"] for one in completions]
@@ -231,7 +214,7 @@ class Rewarder:
             total[some] = terms.total
             for group in some.reshape(-1, K):
                 best = group[total[group].argmax()]
-                self.pending[name][place[best]] = terms.rows[np.searchsorted(some, best)]
+                self.seen[name, place[best]] = terms.rows[np.searchsorted(some, best)]
             if log_metric is not None:
                 for term in ("collab", "dist"):
                     log_metric(f"{name}/{term}", float(getattr(terms, term).mean()))
@@ -260,7 +243,8 @@ def config(out: Path, settings: Settings, **more: Any):
     ) | more)
 
 
-def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Parts], settings: Settings) -> list[dict]:
+def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Parts], settings: Settings,
+           vllm_server: str | None) -> list[dict]:
     """Train the policy, save it as `out`/model, and give what was logged, one entry per step."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -284,6 +268,9 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
             progress.update(state.global_step - progress.n)
 
         def on_save(self, args, state, control, **_):
+            rewarder.share()
+            if not state.is_world_process_zero:
+                return
             tensors = {f"{when} {kind}": torch.from_numpy(rows) for kind, reward in rewarder.rewards.items()
                        for when, rows in (("now", reward.current), ("next", rewarder.pending[kind]))}
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -296,13 +283,16 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
         warnings.simplefilter("ignore")  # of the libraries at one another
         trainer = GRPOTrainer(
             load_model(source, torch.bfloat16 if cuda and settings.lora else torch.float32), rewarder,
-            config(out, settings), Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Keeper()],
+            config(out, settings, **_vllm(vllm_server)), Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Keeper()],
             peft_config=adapters if settings.lora else None,
         )
         trainer.remove_callback(PrinterCallback)
-        (out / "checkpoints").mkdir(exist_ok=True)
-        while (last := get_last_checkpoint(str(out / "checkpoints"))) and not (Path(last) / CURRENT).exists():
-            shutil.rmtree(last)  # killed while it was being written
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if trainer.accelerator.is_main_process:
+            while (last := get_last_checkpoint(str(out / "checkpoints"))) and not (Path(last) / CURRENT).exists():
+                shutil.rmtree(last)  # killed while it was being written
+        trainer.accelerator.wait_for_everyone()
+        last = get_last_checkpoint(str(out / "checkpoints"))
         if last is not None:
             kept = load_file(Path(last) / CURRENT)
             for kind, reward in rewarder.rewards.items():
@@ -312,6 +302,8 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
         trainer.train(resume_from_checkpoint=last)
     history = [{name: value for name, value in entry.items() if isinstance(value, (int, float))}
                for entry in trainer.state.log_history if "reward" in entry]
+    if not trainer.accelerator.is_main_process:
+        return history
     model = trainer.accelerator.unwrap_model(trainer.model)
     unfinished = out / f".{MODEL}"
     save(model.merge_and_unload() if settings.lora else model, tokenizer, unfinished)

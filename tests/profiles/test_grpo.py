@@ -1,10 +1,13 @@
 """GRPO on profiles: what the policy is told, what is held out, and that a stopped training goes on."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from nullrec_lib.cli import app
@@ -12,7 +15,8 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.language import model
 from nullrec_lib.profiles import grpo, prompts
 from nullrec_lib.profiles.build import build, examples
-from nullrec_lib.profiles.grpo import Rewarder, Settings, gain, judge, train
+from nullrec_lib.profiles.grpo import Rewarder, Settings, plan, train
+from nullrec_lib.profiles.judging import gain, judge, part
 from nullrec_lib.profiles.rewards import Reward
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.profiles.store import Store
@@ -165,6 +169,50 @@ def test_the_command(profiles, tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert set(told["start"]["user held_out"]["reward"]) == {"mean", "low", "high"} == set(told["end"]["item train"]["reward"])
     assert told["settings"]["num_generations"] == 2
+
+
+def test_a_dry_run_checks_the_configuration_and_begins_nothing(profiles, tmp_path):
+    asked = ["grpo", "--profiles", str(profiles), "--out", str(tmp_path / "g"), "--dry-run"]
+    done = CliRunner().invoke(app, [*asked, "--json", "--vllm-server", "http://localhost:8000", "--steps", "7"])
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["generation"] == "vLLM at http://localhost:8000" and told["processes"] == 1
+    assert told["completions_per_step"] == 32 and told["completions"] == 7 * 32
+    assert told["subjects"] == {f"{kind} {which}": len(places) for kind, side in sides(profiles)[1].items()
+                                if kind != "cut" for which, places in part(side, 22).items()}
+    assert not (tmp_path / "g").exists()
+    assert "generation: in each process" in CliRunner().invoke(app, asked).stdout
+    assert plan(profiles, tmp_path, FEW)["completions"] == 3 * 4
+    config = grpo.config(tmp_path, FEW, **grpo._vllm("http://there:1"))
+    assert config.use_vllm and config.vllm_server_base_url == "http://there:1"
+
+
+def test_two_processes_learn_one_policy(profiles, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "nullrec_lib"]
+    asked = ["grpo", "--profiles", str(profiles), "--out", str(tmp_path / "g"), "--steps", "2", "--num-generations", "2",
+             "--prompts-per-step", "1", "--max-tokens", "12", "--refresh", "1", "--json"]
+    done = subprocess.run([*launch, *asked], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (told,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # one speaks for both
+    record = json.loads((tmp_path / "g" / "grpo.json").read_text())
+    assert told["history"] == record["history"] and [one["step"] for one in record["history"]] == [1, 2]
+    assert (tmp_path / "g" / "model" / "model.safetensors").exists() and set(record["gain"]) == set(record["start"])
+
+
+def test_processes_tell_each_other_what_they_met(monkeypatch):
+    rewarder, _ = literal()
+    rewarder.seen = {("user", 0): np.array([0.0, 1.0])}
+    theirs = {("user", 1): np.array([1.0, 0.0])}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+
+    def gather(told, mine):
+        told[:] = [mine, theirs]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    rewarder.share()
+    assert rewarder.pending["user"][0].tolist() == [0, 1] and rewarder.pending["user"][1].tolist() == [1, 0]
+    assert rewarder.seen == {}
 
 
 @pytest.mark.parametrize("wrong, said", [
