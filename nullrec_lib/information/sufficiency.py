@@ -1,0 +1,229 @@
+"""The information sufficiency index (PtE, Eq. 2), with all that it takes to read it.
+
+    I_S(U → V) = 1 − h(V | U) / h(V) = I(U; V) / h(V)
+
+The entropies are differential: they change with the scale of V and may be negative. So V is standardised, both entropies
+and the mutual information in nats are told beside the ratio, and where h(V) is not positive there is no ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Sequence
+
+import numpy as np
+import pandas as pd
+
+from nullrec_lib.errors import InputError
+from nullrec_lib.information.knife import Kernels, fit, log_density
+from nullrec_lib.progress import bar
+
+HELD_OUT = 0.2
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% interval: percentiles over resampled held-out rows and seeds."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Sufficiency:
+    """What U tells of V, on rows that no density was fitted to."""
+
+    h_v: Interval
+    """Nats, of V standardised (and with noise, if asked for)."""
+    h_v_given_u: Interval
+    mi_nats: Interval
+    isi: Interval | None
+    """None where the ratio means nothing; `why` says so."""
+    why: str | None
+    flags: tuple[str, ...]
+    """What a reader must know of this estimate."""
+    rows: dict[str, int]
+    """`all`, and per seed `fitted` and `held_out`; `counted` is how many were held out under some seed."""
+    seeds: tuple[int, ...]
+    dims: dict[str, int]
+    """Columns of `u` and `v` after PCA."""
+    noise: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def views(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Embeddings of the same rows, checked: (n, d) each, float64.
+
+    Raises:
+        InputError: fewer than two, not two-dimensional, of different numbers of rows, or with numbers that are not
+            finite; names the embedding.
+    """
+    made = {name: np.asarray(rows, np.float64) for name, rows in named.items()}
+    for name, rows in made.items():
+        if rows.ndim != 2 or not rows.shape[1]:
+            raise InputError(f"{name}: its shape is {rows.shape}; give one row per item.")
+        if not np.isfinite(rows).all():
+            raise InputError(f"{name}: row {int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])} is not finite.")
+        if not (rows.max(axis=0) > rows.min(axis=0)).any():
+            raise InputError(f"{name}: all rows are the same.")
+    counts = {name: len(rows) for name, rows in made.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"rows: {', '.join(f'{name} has {n:,}' for name, n in counts.items())}; row i must be one item.")
+    if len(made) < 2:
+        raise InputError("views: give at least two embeddings.")
+    return made
+
+
+def sufficiency(
+    u: np.ndarray, v: np.ndarray, seeds: Sequence[int] = (22, 23, 24), pca: int | None = 32, noise: float = 0.0,
+    kernels: Kernels = Kernels(), device: str = "cpu",
+) -> Sufficiency:
+    """I_S(U → V) of two embeddings of the same rows; see `matrix`."""
+    return matrix({"u": u, "v": v}, seeds, pca, noise, kernels, device, [("u", "v")])["u", "v"]
+
+
+def matrix(
+    named: dict[str, np.ndarray], seeds: Sequence[int] = (22, 23, 24), pca: int | None = 32, noise: float = 0.0,
+    kernels: Kernels = Kernels(), device: str = "cpu", pairs: Sequence[tuple[str, str]] | None = None,
+) -> dict[tuple[str, str], Sufficiency]:
+    """I_S of each ordered pair. The marginal of a V is fitted once per seed, whatever U it is told by.
+
+    Args:
+        named: name → (n, d) embeddings, row i the same item in all.
+        seeds: each draws its own fifth of the rows to hold out, its own noise and its own start of the densities.
+        pca: principal components that are kept of each embedding, found on the fitted rows; None keeps all columns.
+        noise: standard deviation of Gaussian noise that V gets, in units of its standardised columns. A function of U
+            has infinite mutual information with U: only with noise is there a number to estimate.
+        kernels: the family of densities.
+        pairs: (U, V); None is all.
+
+    Returns: (U, V) → estimate.
+
+    Raises:
+        InputError: see `views`; fewer than 25 rows, `pca` below 1, negative noise, no seed, or an unknown name.
+    """
+    named = views(named)
+    pairs = [(u, v) for u in named for v in named if u != v] if pairs is None else list(pairs)
+    if unknown := {name for pair in pairs for name in pair} - set(named):
+        raise InputError(f"pairs: there is no embedding {sorted(unknown)[0]!r}.")
+    n = len(next(iter(named.values())))
+    if n < 25:
+        raise InputError(f"rows: {n} are too few; give 25 or more.")
+    if pca is not None and pca < 1:
+        raise InputError(f"pca: {pca} is below 1.")
+    if not 0 <= noise < np.inf:
+        raise InputError(f"noise: {noise} is not a finite number of at least 0.")
+    if not seeds:
+        raise InputError("seeds: give at least one.")
+    gone = lambda: np.full((len(seeds), n), np.nan)
+    marginal, conditional = {v: gone() for _, v in pairs}, {pair: gone() for pair in pairs}
+    dims: dict[str, int] = {}
+    with bar(what="densities", total=len(seeds) * (len(marginal) + len(pairs)), unit="fit") as progress:
+        for at, seed in enumerate(seeds):
+            random = np.random.default_rng(seed)
+            held, rows = np.split(random.permutation(n), [max(5, round(HELD_OUT * n))])
+            made = {name: standardised(table, rows, pca) for name, table in named.items()}
+            noisy = {name: (made[name] + noise * random.standard_normal(made[name].shape)) / np.hypot(1, noise)
+                     for name in marginal}
+            dims |= {name: table.shape[1] for name, table in made.items()}
+            for v in marginal:
+                found = fit(noisy[v][rows], None, kernels, seed, device)
+                marginal[v][at, held] = log_density(found, noisy[v][held])
+                progress.update()
+            for u, v in pairs:
+                found = fit(noisy[v][rows], made[u][rows], kernels, seed, device)
+                conditional[u, v][at, held] = log_density(found, noisy[v][held], made[u][held])
+                progress.update()
+    counts = {"all": n, "fitted": len(rows), "held_out": len(held)}
+    return {(u, v): _told(-marginal[v], -conditional[u, v], counts, tuple(seeds), {"u": dims[u], "v": dims[v]}, noise)
+            for u, v in pairs}
+
+
+def standardised(table: np.ndarray, rows: np.ndarray, pca: int | None) -> np.ndarray:
+    """(n, k): principal components, each of mean 0 and variance 1 on `rows`. Columns that are constant there are
+    dropped, and of components those that hold next to nothing."""
+    centred = table - table[rows].mean(axis=0)
+    if pca is not None:
+        _, strength, directions = np.linalg.svd(centred[rows], full_matrices=False)
+        some = strength > 1e-6 * strength[0]
+        centred = centred @ directions[some][:pca].T
+    deviation = centred[rows].std(axis=0)
+    some = deviation > 1e-9 * deviation.max()
+    return centred[:, some] / deviation[some]
+
+
+def _told(h_v: np.ndarray, h_v_given_u: np.ndarray, counts: dict[str, int], seeds: tuple[int, ...],
+          dims: dict[str, int], noise: float) -> Sufficiency:
+    """Estimates from −log densities (seeds, n), NaN where a row was not held out."""
+    random, draws = np.random.default_rng(0), []
+    counted = np.flatnonzero(np.isfinite(h_v).any(axis=0))
+    for _ in range(RESAMPLES):
+        some = random.integers(len(seeds), size=len(seeds))
+        times = np.bincount(random.integers(len(counted), size=len(counted)), minlength=len(counted))
+        draws.append(_means(h_v[some][:, counted], h_v_given_u[some][:, counted], times))
+    value = np.array(_means(h_v[:, counted], h_v_given_u[:, counted], np.ones(len(counted))))
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    h, h_given, mi, ratio = (Interval(*map(float, three)) for three in zip(value, low, high))
+    why = None
+    if h.low <= 0:
+        why = (f"h(V) is {h.value:.3f} nats ({h.low:.3f} to {h.high:.3f}), which is not above 0: a ratio to it means "
+               "nothing. Read the mutual information instead.")
+    flags = []
+    if mi.low <= 0:
+        flags.append("the mutual information is not told apart from 0")
+    if h_given.value < 0:
+        flags.append("h(V|U) is negative, so that I_S is above 1: V is nearly a function of U; add noise")
+    # What fitting d_u · d_v weights of a line to n rows costs on other rows, at least: half of one nat per weight and row.
+    lost = dims["u"] * dims["v"] / (2 * counts["fitted"])
+    if lost > 0.05 * abs(mi.value):
+        flags.append(f"{counts['fitted']:,} rows are few for {dims['u']} and {dims['v']} columns: about {lost:.2f} nats or "
+                     "more are missing from the mutual information; keep fewer principal components")
+    return Sufficiency(h, h_given, mi, None if why else ratio, why, tuple(flags), counts | {"counted": len(counted)},
+                       seeds, dims, noise)
+
+
+def _means(h_v: np.ndarray, h_v_given_u: np.ndarray, times: np.ndarray) -> tuple[float, float, float, float]:
+    """Both entropies, their difference and its share of the first; row i counts `times[i]` times."""
+    weight = np.isfinite(h_v) * times
+    mean = lambda rows: float((np.nan_to_num(rows) * weight).sum() / weight.sum())
+    h, given = mean(h_v), mean(h_v_given_u)
+    return h, given, h - given, 1 - given / h
+
+
+def table(found: dict[tuple[str, str], Sufficiency]) -> pd.DataFrame:
+    """One row per pair: the estimates with their intervals, dimensions, noise, rows and flags."""
+    rows = []
+    for (u, v), one in found.items():
+        row = {"u": u, "v": v}
+        for name in ("isi", "mi_nats", "h_v", "h_v_given_u"):
+            told = getattr(one, name)
+            row |= {name if end == "value" else f"{name} {end}": told and getattr(told, end) for end in ("value", "low", "high")}
+        rows.append(row | {"dims u": one.dims["u"], "dims v": one.dims["v"], "noise": one.noise, "rows": one.rows["all"],
+                           "seeds": len(one.seeds), "why": one.why, "flags": "; ".join(one.flags)})
+    return pd.DataFrame(rows)
+
+
+def sweep(named: dict[str, np.ndarray], noises: Sequence[float], dims: Sequence[int | None], **options: Any) -> pd.DataFrame:
+    """`table`s of `matrix` for every noise and every number of principal components, one below the other."""
+    return pd.concat([table(matrix(named, pca=pca, noise=noise, **options)) for pca in dims for noise in noises],
+                     ignore_index=True)
+
+
+def verdict(swept: pd.DataFrame, u: str, v: str, bound: float, above: bool) -> str:
+    """Whether I_S(u → v) is above (or below) a bound: `holds` or `does not hold` where the whole interval of every
+    setting of a sweep says so, `not stable` where settings contradict each other, else `undecided`."""
+    rows = swept[(swept["u"] == u) & (swept["v"] == v)]
+    told = rows.dropna(subset="isi")
+    over, under = told["isi low"] > bound, told["isi high"] < bound
+    yes, no = (over, under) if above else (under, over)
+    if len(told) < len(rows) or not len(rows):
+        return "undecided"
+    if yes.all():
+        return "holds"
+    if no.all():
+        return "does not hold"
+    return "not stable" if yes.any() and no.any() else "undecided"

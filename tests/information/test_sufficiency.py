@@ -1,0 +1,176 @@
+"""The sufficiency index against what is known: Gaussians, a nearest-neighbour estimator, and the ways in which it fails."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.feature_selection import mutual_info_regression
+
+from nullrec_lib.errors import InputError
+from nullrec_lib.information.knife import Full, Kernels, LowRank, fit, log_density
+from nullrec_lib.information.sufficiency import matrix, standardised, sufficiency, sweep, table, verdict
+
+QUICK = Kernels(epochs=15, patience=4)
+
+
+def gaussians(d, rho, n=4000, seed=0):
+    random = np.random.default_rng(seed)
+    u = random.standard_normal((n, d))
+    return u, rho * u + np.sqrt(1 - rho**2) * random.standard_normal((n, d)), -0.5 * d * np.log(1 - rho**2)
+
+
+# --- densities
+
+@pytest.mark.parametrize("make", [Full, lambda covariance: LowRank(covariance, 2)])
+def test_a_kernel_is_the_gaussian_that_it_is_started_from(make):
+    random = np.random.default_rng(1)
+    factor = random.standard_normal((5, 2))
+    covariance = factor @ factor.T + 0.3 * np.eye(5)  # of which two directions and a diagonal are all
+    rows = torch.from_numpy(random.standard_normal((7, 5))).float()
+    true = torch.distributions.MultivariateNormal(torch.zeros(5), torch.from_numpy(covariance).float()).log_prob(rows)
+    torch.testing.assert_close(make(covariance).log_prob(rows), true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("covariance", ["full", "low-rank"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_density_integrates_to_one(covariance, given):
+    random = np.random.default_rng(2)
+    v = np.concatenate([random.normal(-2, 0.5, (300, 2)), random.normal(1, 0.8, (300, 2))])
+    u = np.sin(v[:, :1]) + 0.3 * random.standard_normal((600, 1)) if given else None
+    found = fit(v, u, Kernels(components=4, covariance=covariance, rank=1, epochs=5), seed=1)
+    axis = np.linspace(-8, 8, 161)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    told = np.full((len(grid), 1), 0.4) if given else None
+    assert np.exp(log_density(found, grid, told)).sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_density_and_leaves_the_generator_alone():
+    u, v, _ = gaussians(2, 0.5, 200)
+    before = torch.random.get_rng_state()
+    one, two = (log_density(fit(v, u, QUICK, 3), v, u) for _ in range(2))
+    assert np.array_equal(one, two) and torch.equal(before, torch.random.get_rng_state())
+    assert not np.array_equal(one, log_density(fit(v, u, QUICK, 4), v, u))
+
+
+# --- against the truth
+
+@pytest.mark.parametrize("d, rho", [(1, 0.5), (1, 0.99), (4, 0.0), (4, 0.9), (16, 0.5), (16, 0.99)])
+def test_gaussians_up_to_sixteen_dimensions(d, rho):
+    u, v, true = gaussians(d, rho)
+    found = sufficiency(u, v, seeds=(1, 2), pca=None, kernels=QUICK)
+    assert found.mi_nats.low - 0.05 * true <= true <= found.mi_nats.high + 0.05 * true
+    assert found.mi_nats.value == pytest.approx(true, rel=0.05, abs=0.05)
+    assert found.h_v.value == pytest.approx(d / 2 * np.log(2 * np.pi * np.e), rel=0.03)
+    assert found.isi.value == pytest.approx(found.mi_nats.value / found.h_v.value)
+
+
+def test_many_dimensions_are_underestimated_and_said_to_be():
+    u, v, true = gaussians(64, 0.5, 1000)
+    found = sufficiency(u, v, seeds=(1,), pca=None, kernels=QUICK)
+    assert 0.3 * true < found.mi_nats.value < true
+    assert any("few for 64 and 64 columns" in flag for flag in found.flags)
+
+
+@pytest.mark.parametrize("form", [lambda u, r: np.sin(3 * u) + 0.2 * r.standard_normal(u.shape),
+                                  lambda u, r: u**2 + 0.3 * r.standard_normal(u.shape),
+                                  lambda u, r: u * r.choice([-1, 1], u.shape) + 0.2 * r.standard_normal(u.shape)])
+def test_it_agrees_with_nearest_neighbours_where_nothing_is_gaussian(form):
+    """KSG as in scikit-learn, for one column at a time; two independent columns add up."""
+    random = np.random.default_rng(5)
+    u = random.standard_normal((3000, 2))
+    v = form(u, random)
+    neighbours = sum(mutual_info_regression(u[:, [j]], v[:, j], n_neighbors=5, random_state=0)[0] for j in range(2))
+    found = sufficiency(u, v, seeds=(1, 2), pca=None)
+    assert found.mi_nats.value == pytest.approx(neighbours, rel=0.15)
+
+
+# --- what it must say and refuse
+
+def test_independent_views_have_nothing_of_each_other():
+    random = np.random.default_rng(6)
+    found = sufficiency(random.standard_normal((600, 3)), random.standard_normal((600, 3)), seeds=(1, 2), kernels=QUICK)
+    assert abs(found.mi_nats.value) < 0.1 and "the mutual information is not told apart from 0" in found.flags
+
+
+def test_a_function_of_u_needs_noise():
+    random = np.random.default_rng(7)
+    u = random.standard_normal((800, 2))
+    v = u @ random.standard_normal((2, 2))
+    found = sufficiency(u, v, seeds=(1,), kernels=QUICK)
+    assert found.h_v_given_u.value < 0 and found.isi.value > 1 and any("above 1" in flag for flag in found.flags)
+    quiet, loud = (sufficiency(u, v, seeds=(1,), noise=noise, kernels=QUICK) for noise in (0.1, 0.5))
+    for one, noise in ((quiet, 0.1), (loud, 0.5)):  # whitened V + σε: ½ d log(1 + 1/σ²)
+        assert one.mi_nats.value == pytest.approx(np.log1p(1 / noise**2), rel=0.1) and one.noise == noise
+    assert loud.isi.value < 1 < quiet.isi.value  # h(V | U) = ½ d log(2πe σ² / (1 + σ²)), negative for little noise
+
+
+def test_no_ratio_to_an_entropy_that_is_not_positive():
+    random = np.random.default_rng(8)
+    v = random.choice([-1.0, 1.0], (400, 1)) + 1e-3 * random.standard_normal((400, 1))  # two points, nearly
+    found = sufficiency(random.standard_normal((400, 2)), v, seeds=(1,), kernels=QUICK)
+    assert found.h_v.value < 0 and found.isi is None and "not above 0" in found.why
+    assert found.to_dict()["isi"] is None
+
+
+def test_marginals_are_fitted_once_and_do_not_depend_on_who_else_is_asked():
+    random = np.random.default_rng(9)
+    a = random.standard_normal((300, 3))
+    named = {"a": a, "b": a + random.standard_normal((300, 3)), "c": random.standard_normal((300, 2))}
+    found = matrix(named, seeds=(1, 2), kernels=QUICK)
+    assert set(found) == {(u, v) for u in named for v in named if u != v}
+    assert found["a", "b"].h_v == found["c", "b"].h_v
+    alone = matrix({"b": named["b"], "a": a}, seeds=(1, 2), kernels=QUICK, pairs=[("a", "b")])["a", "b"]
+    assert alone == found["a", "b"]
+    frame = table(found)
+    assert list(frame[["u", "v"]].itertuples(index=False, name=None)) == list(found)
+    assert (frame["isi low"] <= frame["isi"]).all() and (frame["isi"] <= frame["isi high"]).all()
+
+
+def test_nothing_of_the_held_out_rows_is_looked_at_before():
+    """Standardising and principal components come from the fitted rows alone."""
+    random = np.random.default_rng(10)
+    rows = np.arange(80)
+    table_ = random.standard_normal((100, 6)) @ random.standard_normal((6, 6))
+    other = table_.copy()
+    other[80:] *= 7
+    for pca in (None, 3):
+        assert np.array_equal(standardised(table_, rows, pca)[:80], standardised(other, rows, pca)[:80])
+    made = standardised(table_, rows, 3)
+    np.testing.assert_allclose(np.cov(made[:80].T, bias=True), np.eye(3), atol=1e-8)
+    constant = np.column_stack([table_, np.ones(100)])
+    assert standardised(constant, rows, None).shape[1] == 6 == standardised(constant, rows, 99).shape[1]
+
+
+def test_a_verdict_needs_every_setting():
+    frame = pd.DataFrame({"u": "a", "v": "b", "isi": [0.9, 0.97], "isi low": [0.88, 0.96], "isi high": [0.92, 0.98]})
+    assert verdict(frame, "a", "b", 0.8, above=True) == "holds"
+    assert verdict(frame, "a", "b", 0.99, above=True) == "does not hold"
+    assert verdict(frame, "a", "b", 0.95, above=True) == "not stable"
+    assert verdict(frame, "a", "b", 0.9, above=True) == "undecided"
+    assert verdict(frame, "a", "b", 0.85, above=False) == "does not hold"
+    assert verdict(frame.assign(isi=[0.9, np.nan]), "a", "b", 0.8, above=True) == "undecided"
+    assert verdict(frame, "b", "a", 0.8, above=True) == "undecided"
+
+
+def test_a_sweep_has_every_setting():
+    u, v, _ = gaussians(4, 0.8, 200)
+    swept = sweep({"u": u, "v": v}, [0.1, 0.3], [2, None], seeds=(1,), kernels=Kernels(epochs=1), pairs=[("u", "v")])
+    assert swept[["noise", "dims v"]].values.tolist() == [[0.1, 2], [0.3, 2], [0.1, 4], [0.3, 4]]
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(u=np.zeros((30, 2))), "u: all rows are the same"), (dict(u=np.zeros(30)), r"u: its shape is \(30,\)"),
+    (dict(v=np.full((30, 2), np.nan)), "v: row 0 is not finite"), (dict(u=np.ones((29, 2))), "u: all rows"),
+    (dict(u=np.eye(29)), "u has 29, v has 30; row i"), (dict(pca=0), "pca: 0"), (dict(noise=-1), "noise: -1"),
+    (dict(seeds=()), "seeds: give at least one"), (dict(u=np.eye(9), v=np.eye(9)), "rows: 9 are too few"),
+])
+def test_wrong_input_is_one_sentence(change, said):
+    good = dict(u=np.random.default_rng(0).standard_normal((30, 2)), v=np.random.default_rng(1).standard_normal((30, 2)))
+    with pytest.raises(InputError, match=said):
+        sufficiency(**good | change)
+
+
+@pytest.mark.parametrize("wrong", [dict(components=0), dict(covariance="diagonal"), dict(lr=0)])
+def test_kernels_are_checked(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Kernels(**wrong)
