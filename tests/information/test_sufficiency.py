@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_density_and_leaves_the_generator_alone():
 def test_gaussians_up_to_sixteen_dimensions(d, rho):
     u, v, true = gaussians(d, rho)
     found = sufficiency(u, v, seeds=(1, 2), pca=None, kernels=QUICK)
-    assert found.mi_nats.low - 0.05 * true <= true <= found.mi_nats.high + 0.05 * true
+    assert found.mi_nats.low - 0.05 * true - 0.02 <= true <= found.mi_nats.high + 0.05 * true + 0.02
     assert found.mi_nats.value == pytest.approx(true, rel=0.05, abs=0.05)
     assert found.h_v.value == pytest.approx(d / 2 * np.log(2 * np.pi * np.e), rel=0.03)
     assert found.isi.value == pytest.approx(found.mi_nats.value / found.h_v.value)
