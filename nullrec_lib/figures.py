@@ -271,6 +271,51 @@ def group_heatmap(
 
 
 @_styled
+def sufficiency(frame: pd.DataFrame, column: str = "isi") -> Figure:
+    """I_S from each embedding (rows) to each other (columns), with half the width of its interval below.
+
+    Args:
+        frame: `information.sufficiency.table`; where there is no ratio the field stays empty.
+    """
+    order = list(dict.fromkeys(frame["u"]))
+    wide = frame.pivot(index="u", columns="v", values=column).reindex(index=order, columns=order).astype(float)
+    half = ((frame[f"{column} high"] - frame[f"{column} low"]).astype(float) / 2).where(frame[column].notna())
+    half = frame.assign(half=half).pivot(index="u", columns="v", values="half").reindex(index=order, columns=order)
+    text = wide.map("{:.2f}".format) + half.map("\n±{:.2f}".format)
+    figure, axes = plt.subplots(figsize=(1.2 + 0.62 * len(order), 0.9 + 0.5 * len(order)), layout="constrained")
+    sns.heatmap(wide, annot=text, fmt="", cmap="crest", vmin=0, vmax=1, linewidths=0.5, annot_kws={"fontsize": 7},
+                cbar_kws={"label": "$I_S$"}, ax=axes)
+    axes.set(xlabel="of (V)", ylabel="told by (U)")
+    axes.tick_params(length=0, rotation=0)
+    axes.grid(False)
+    return figure
+
+
+@_styled
+def risks(frame: pd.DataFrame, floor: float | None = None, label: str = "risk") -> Figure:
+    """Learning curves of probes: risk against the rows that were fitted, one panel per probe, mean and range over seeds.
+
+    Args:
+        frame: `information.risk.curves`.
+        floor: the least possible risk, dashed.
+    """
+    probes = list(dict.fromkeys(frame["probe"]))
+    figure, axes = _axes(len(probes), height=2.6, squeeze=False, sharey=True)
+    for ax, probe in zip(axes[0], probes):
+        for place, (view, some) in enumerate(frame[frame["probe"] == probe].groupby("view", sort=False)):
+            of = some.groupby("fitted")["risk"]
+            colour = _PALETTE[place % len(_PALETTE)]
+            ax.plot(of.mean(), "o-", ms=3, color=colour, label=view)
+            ax.fill_between(of.mean().index, of.min(), of.max(), color=colour, alpha=0.2, lw=0)
+        if floor is not None:
+            ax.axhline(floor, ls="--", lw=1, color="black")
+        ax.set(title=probe, xlabel="rows fitted", xscale="log")
+    axes[0][0].set_ylabel(label)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+@_styled
 def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
     """A profile loop by round: how far profiles moved since the round before (left), how alike they are (right).
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from nullrec_lib.cli import data, profiles, work
+from nullrec_lib.cli import data, information, profiles, work
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,3 +15,4 @@ app.add_typer(data.app, name="data")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(profiles.model_app, name="model")
 app.add_typer(profiles.grpo_app)
+app.add_typer(information.app)
