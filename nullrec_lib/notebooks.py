@@ -34,7 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
     "standard": {"seeds": [22, 23], "epochs": 12, "patience": 4, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
                  "compare": ["shop-visible1"], "table_seeds": [22], "table_epochs": 1, "rounds": 2,
-                 "limit_users": 60, "pretraining": 30, "sft": 20, "steps": 3},
+                 "limit_users": 60, "pretraining": 30, "sft": 20, "steps": 3,
+                 "contrasts": ["shop-visible0", "shop-visible1"], "pca": 16, "dims": [8, 16], "rows": 2000},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
               "thresholds": [0.001, 0.01, 0.1, 0.25, 0.5], "relative_thresholds": [0.5, 1.0, 2.0],
@@ -42,7 +43,10 @@ PRESETS: dict[str, dict[str, Any]] = {
               "pretraining": 200, "sft": 300, "drawn_users": 300, "steps": 100, "num_generations": 8, "max_tokens": 64,
               "splits": ["cold-start", "leave-one-out"], "candidates": 4, "moved_users": 300,
               "variants": ["user-only", "item-only", "single-pass", "no GRPO", "w/o distinctiveness",
-                           "w/o collaborative alignment"]},
+                           "w/o collaborative alignment"],
+              "contrasts": ["shop-visible0", "shop-visible1"], "isi_seeds": [22, 23, 24, 25, 26], "pca": 32,
+              "noises": [0.03, 0.1, 0.3], "dims": [8, 16, 32], "density_epochs": 100, "sizes": [100, 300, 1000],
+              "probe_seeds": [22, 23, 24], "rows": 20_000},
 }
 TIMEOUTS_S = {"quick": 1800, "standard": 7200, "paper": 7 * 86_400}  # per notebook
 REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results

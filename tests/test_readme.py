@@ -19,6 +19,7 @@ def project(tmp_path_factory):
     """A folder with the notebooks and a small data set of the kind that the README describes."""
     root = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(ROOT / "reports" / "papers", root / "reports" / "papers")
     folder = root / "my-data"
     folder.mkdir()
     rows = [f"u{user}\ti{(user * 3 + step) % 12}\t{1_600_000_000 + user * 1000 + step * 7}"

@@ -127,6 +127,19 @@ def report(
 
 @app.command()
 @speaks
+def gains(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished `nullrec grpo` trainings.")],
+    out: Annotated[Path, typer.Option(help="Where the table is made; trainings that lie there stay in it.")]
+    = Path("reports/grpo"),
+) -> None:
+    """What GRPO gained, training by training: rewards before and after with intervals, at equal length too."""
+    from nullrec_lib.profiles.report import gains as make
+
+    print(f"table in {make(folders, out)}")
+
+
+@app.command()
+@speaks
 def best(
     profiles: Annotated[Path, typer.Argument(help="Folder of a finished build by a local writer.")],
     out: Annotated[Path, typer.Option(help="Folder for the embeddings, which `nullrec run --profiles` reads.")],

@@ -32,6 +32,7 @@ SHOPS = {
     "shop": {},
     "shop-visible0": {"visible": 0.0},
     "shop-visible1": {"visible": 1.0},
+    "shop-small": {"size": "small"},
     "shop-tiny": {"size": "tiny"},
     "shop-tiny-visible0": {"size": "tiny", "visible": 0.0},
     "shop-tiny-visible1": {"size": "tiny", "visible": 1.0},

@@ -29,7 +29,7 @@ import pandas as pd
 from nullrec_lib.data.interactions import Dataset, assemble
 from nullrec_lib.errors import InputError
 
-SIZES = {"tiny": (200, 120), "default": (3000, 1500)}
+SIZES = {"tiny": (200, 120), "small": (800, 400), "default": (3000, 1500)}
 """Users and items of each size."""
 BETA, GAMMA = 0.6, 0.7
 """Taste strength and the share of the last item in it: step 5."""

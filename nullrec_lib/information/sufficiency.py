@@ -9,14 +9,17 @@ and the mutual information in nats are told beside the ratio, and where h(V) is 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
 import pandas as pd
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.files import write_text
 from nullrec_lib.information.knife import Kernels, fit, log_density
 from nullrec_lib.progress import bar
+from nullrec_lib.results import markdown
 
 HELD_OUT = 0.2
 RESAMPLES = 2000
@@ -227,3 +230,37 @@ def verdict(swept: pd.DataFrame, u: str, v: str, bound: float, above: bool) -> s
     if no.all():
         return "does not hold"
     return "not stable" if yes.any() and no.any() else "undecided"
+
+
+CLAIMS = {"language tells over 95% of the fusion": ("lm", "fusion", 0.95, True),
+          "the fusion tells under 85% of language": ("fusion", "lm", 0.85, False)}
+"""PtE, section 3.4: claim → U, V, bound, and whether I_S is to be above it."""
+
+
+def verdicts(swept: pd.DataFrame) -> dict[str, str]:
+    """The paper's two figures, each by `verdict`."""
+    return {claim: verdict(swept, *of) for claim, of in CLAIMS.items()}
+
+
+def report(frame: pd.DataFrame, swept: pd.DataFrame, about: str, folder: str | Path) -> None:
+    """Write a case study's `table` and `sweep` into `folder` as CSV, and both with the verdicts as Markdown; nothing where
+    `folder` is empty.
+
+    Args:
+        about: a sentence on what the embeddings are of.
+    """
+    if not str(folder):
+        return
+    for name, some in (("sufficiency", frame), ("sufficiency_sweep", swept)):
+        write_text(Path(folder) / f"{name}.csv", some.to_csv(index=False))
+    wide = swept.assign(told=[f"{row['isi']:.3f} ({row['isi low']:.3f} … {row['isi high']:.3f})" if pd.notna(row["isi"]) else "-"
+                              for _, row in swept.iterrows()])
+    wide = wide.assign(setting=[f"{dims} columns, noise {noise:g}" for dims, noise in zip(wide["dims v"], wide["noise"])])
+    wide = wide.assign(pair=wide["u"] + " → " + wide["v"]).pivot(index="pair", columns="setting", values="told")
+    text = ["# Information sufficiency", about, "I_S(U → V) with 95% intervals over held-out items and seeds; h and I in nats, of "
+            "V standardised, with the noise that is told.",
+            markdown(frame.drop(columns=["why", "flags"]).round(4)), "## Noise and dimensions", markdown(wide.reset_index()),
+            "\n".join(f"- {claim}: **{said}**" for claim, said in verdicts(swept).items())]
+    flagged = frame[frame["flags"] != ""]
+    text += ["\n".join(f"- {row.u} → {row.v}: {row.flags}." for row in flagged.itertuples())] if len(flagged) else []
+    write_text(Path(folder) / "sufficiency.md", "\n\n".join(text) + "\n")

@@ -14,6 +14,7 @@ from nullrec_lib.files import write_json, write_text
 from nullrec_lib.language.encoder import embed_texts, item_texts, short_name
 from nullrec_lib.machine import environment
 from nullrec_lib.profiles.build import material, own_user
+from nullrec_lib.profiles.grpo import RECORD
 from nullrec_lib.profiles.loop import BUILT, finished
 from nullrec_lib.profiles.probe import readings
 from nullrec_lib.profiles.store import Store
@@ -39,10 +40,7 @@ def measure(folder: Path) -> dict[str, Any]:
     owed = own_user(folder) if both and not asked["writer"].startswith("server:") else None
     told = json.loads((Path(folder) / BUILT).read_text(encoding="utf-8"))
     del told["neighbour_overlap"]
-    asked = told["asked"]  # for others to read: a model by its name, not by where it lies here
-    kind, _, where = asked["writer"].partition(":")
-    asked["writer"] = f"{kind}:{_name(where)}" if kind == "local" else asked["writer"]
-    asked["settings"] |= {name: _name(value) for name, value in asked["settings"].items() if name == "model"}
+    told["asked"] = _shown(asked)
     rows = json.loads(found.to_json(orient="records"))
     return told | {"readings": rows, "own_user": owed, "measured_on": environment()}
 
@@ -83,6 +81,62 @@ def report(folders: list[Path], out: Path) -> Path:
     path = Path(out) / "results.md"
     write_text(path, "\n\n".join(text) + "\n")
     return path
+
+
+def gains(folders: list[Path], out: Path) -> Path:
+    """Put the records of finished GRPO trainings into `out`/<folder's name>.json, and all that lie there side by side
+    into `out`/results.md.
+
+    Returns: that file.
+
+    Raises:
+        InputError: a folder holds no finished training.
+    """
+    for folder in folders:
+        path = Path(folder) / RECORD
+        if not path.is_file():
+            raise InputError(f"{folder}: no training has finished here; `nullrec grpo --out` goes on with one.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["profiles"] = _shown(record["profiles"])
+        write_json(Path(out) / f"{Path(folder).resolve().name}.json", record | {"reported_on": environment()})
+    all_ = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(out).glob("*.json"))}
+    rows = [_gained(name, one, which) for name, one in all_.items() for which in one["gain"]]
+    text = ["# What policies gained", "K candidates of each judged subject before and after GRPO, sampled alike; "
+            "`held_out` subjects were never learned from. Gains are paired over subjects, with 95% intervals (t); at equal "
+            "length all texts are cut to the shortest tenth's. `useless` is the share of texts that are no profile, "
+            "whose reward is the least there is: part of a gain is fewer of these. `alike` is the mean cosine of two "
+            "subjects' candidates.", markdown(pd.DataFrame([_asked_of(name, one) for name, one in all_.items()])),
+            markdown(pd.DataFrame(rows))]
+    path = Path(out) / "results.md"
+    write_text(path, "\n\n".join(text) + "\n")
+    return path
+
+
+def _asked_of(name: str, one: dict[str, Any]) -> dict[str, Any]:
+    asked, made = one["settings"], one["profiles"]
+    return {"policy": name, "data": made["data"], "split": made["split"], "users": made["limit_users"] or "all",
+            "writer": made["writer"], **{key: asked[key] for key in (
+                "seed", "steps", "num_generations", "prompts_per_step", "advantage", "lambda_collab", "lambda_dist", "lr",
+                "beta", "max_tokens")}, "KL at the end": f"{one['history'][-1]['kl']:.3f}", "seconds": round(one["seconds"])}
+
+
+def _gained(name: str, one: dict[str, Any], which: str) -> dict[str, Any]:
+    before, after, gained = (one[part][which] for part in ("start", "end", "gain"))
+    between = lambda some: "" if some["low"] is None else f" ({some['low']:+.3f} … {some['high']:+.3f})"
+    told = lambda some: f"{some['mean']:+.3f}{between(some)}"
+    pair = lambda key, form: f"{before[key]:{form}} → {after[key]:{form}}"
+    return {"policy": name, "subjects": which, "n": before["subjects"],
+            "reward": f"{before['reward']['mean']:.3f} → {after['reward']['mean']:.3f}", "gain": told(gained["reward"]),
+            "gain at equal length": told(gained["reward_at_equal_length"]), "near": pair("collab", ".3f"),
+            "far": pair("dist", ".3f"), "useless": pair("useless", ".1%"), "words": pair("words", ".1f"),
+            "alike": pair("alike", ".3f"), "best of K": f"{before['best']['mean']:.3f} → {after['best']['mean']:.3f}"}
+
+
+def _shown(asked: dict[str, Any]) -> dict[str, Any]:
+    """What a build was asked for, for others to read: a model by its name, not by where it lies here."""
+    kind, _, where = asked["writer"].partition(":")
+    settings = {name: _name(value) if name == "model" else value for name, value in asked["settings"].items()}
+    return asked | {"writer": f"{kind}:{_name(where)}" if kind == "local" else asked["writer"], "settings": settings}
 
 
 def _work(name: str, one: dict[str, Any]) -> dict[str, Any]:

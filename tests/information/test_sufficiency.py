@@ -8,7 +8,8 @@ from sklearn.feature_selection import mutual_info_regression
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.information.knife import Full, Kernels, LowRank, fit, log_density
-from nullrec_lib.information.sufficiency import matrix, standardised, sufficiency, sweep, table, verdict
+from nullrec_lib.information.sufficiency import (
+    matrix, report, standardised, sufficiency, sweep, table, verdict, verdicts)
 
 QUICK = Kernels(epochs=15, patience=4)
 
@@ -156,6 +157,22 @@ def test_a_sweep_has_every_setting():
     u, v, _ = gaussians(4, 0.8, 200)
     swept = sweep({"u": u, "v": v}, [0.1, 0.3], [2, None], seeds=(1,), kernels=Kernels(epochs=1), pairs=[("u", "v")])
     assert swept[["noise", "dims v"]].values.tolist() == [[0.1, 2], [0.3, 2], [0.1, 4], [0.3, 4]]
+
+
+def test_a_report_tells_verdicts_and_flags(tmp_path):
+    random = np.random.default_rng(0)
+    lm = random.standard_normal((120, 4))
+    named = {"lm": lm, "fusion": lm @ random.standard_normal((4, 4)), "id": random.standard_normal((120, 3))}
+    swept = sweep(named, [0.1, 0.2], [4], seeds=(1,), kernels=Kernels(epochs=1))
+    found = verdicts(swept)
+    assert found == {"language tells over 95% of the fusion": "holds",
+                     "the fusion tells under 85% of language": "does not hold"}
+    report(table(matrix(named, (1,), 4, 0.1, Kernels(epochs=1))), swept, "Of nothing.", tmp_path)
+    text = (tmp_path / "sufficiency.md").read_text()
+    assert "**holds**" in text and "**does not hold**" in text and "lm → fusion: h(V|U) is negative" in text
+    assert len(pd.read_csv(tmp_path / "sufficiency.csv")) == 6 and len(pd.read_csv(tmp_path / "sufficiency_sweep.csv")) == 12
+    report(swept, swept, "", "")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("change, said", [

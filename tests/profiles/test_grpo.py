@@ -17,6 +17,7 @@ from nullrec_lib.profiles import grpo, prompts
 from nullrec_lib.profiles.build import build, examples
 from nullrec_lib.profiles.grpo import Rewarder, Settings, plan, train
 from nullrec_lib.profiles.judging import gain, judge, part
+from nullrec_lib.profiles.report import gains
 from nullrec_lib.profiles.rewards import Reward
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.profiles.store import Store
@@ -138,6 +139,11 @@ def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles,
     assert {"user train", "user held_out", "item train", "item held_out"} == set(whole["start"]) == set(whole["gain"])
     assert (tmp_path / "whole" / "model" / "model.safetensors").exists()
     assert not (tmp_path / "whole" / "checkpoints").exists()
+    text = gains([tmp_path / "whole"], tmp_path / "report").read_text()
+    assert text.count("| whole |") == 1 + 4 and str(tmp_path) not in text
+    assert str(tmp_path) not in (tmp_path / "report" / "whole.json").read_text()
+    with pytest.raises(InputError, match="no training has finished here"):
+        gains([tmp_path / "report"], tmp_path)
 
     calls, real = [], Rewarder.__call__
 
