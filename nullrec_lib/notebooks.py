@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                            "w/o collaborative alignment"],
               "contrasts": ["shop-visible0", "shop-visible1"], "isi_seeds": [22, 23, 24, 25, 26], "pca": 32,
               "noises": [0.03, 0.1, 0.3], "dims": [8, 16, 32], "density_epochs": 100, "sizes": [100, 300, 1000],
-              "probe_seeds": [22, 23, 24], "rows": 20_000},
+              "probe_seeds": [22, 23, 24], "next_examples": 10_000, "rows": 20_000},
 }
 TIMEOUTS_S = {"quick": 1800, "standard": 7200, "paper": 7 * 86_400}  # per notebook
 REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,9 @@ def project(tmp_path_factory):
             for user in range(20) for step in range(5)]
     names = re.search(r"^my-data/my-data.inter +(.*)$", README, re.M)[1].split()
     (folder / "my-data.inter").write_text("\n".join(["\t".join(names), *rows]) + "\n")
+    random = np.random.default_rng(0)
+    np.save(root / "ids.npy", random.standard_normal((60, 4)))
+    np.save(root / "texts.npy", random.standard_normal((60, 6)))
     names = re.search(r"^my-data/my-data.item +(.*)$", README, re.M)[1].split()
     items = [f"i{item}\tthing number {item}\tuseful for task {item % 3}" for item in range(12)]
     (folder / "my-data.item").write_text("\n".join(["\t".join(names), *items]) + "\n")
