@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Callable
 
 import numpy as np
 import torch
@@ -168,15 +168,17 @@ def fit(v: np.ndarray, u: np.ndarray | None, kernels: Kernels, seed: int, device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tensors = [torch.as_tensor(array, dtype=torch.float32, device=device) for array in (v, u)]
-        best = min(_starts(v[rows], u[rows], kernels, seed), key=lambda one: _loss(one.to(device), tensors, aside))
+        best = _start(v[rows], u[rows], kernels, seed, lambda one: _loss(one.to(device), tensors, aside))
         return _learn(best, tensors, rows, aside, kernels)
 
 
-def _starts(v: np.ndarray, u: np.ndarray, kernels: Kernels, seed: int) -> Iterator[Density]:
-    for ridge in RIDGES if u.shape[1] else RIDGES[:1]:
-        yield Density(v, u, kernels, False, ridge, seed)
-        if 1 < kernels.components <= len(v) // 10:
-            yield Density(v, u, kernels, True, ridge, seed)
+def _start(v: np.ndarray, u: np.ndarray, kernels: Kernels, seed: int, loss: Callable[[Density], float]) -> Density:
+    """The penalty of the line that is best with all kernels in one place; then clusters, if they are better still."""
+    made = {ridge: Density(v, u, kernels, False, ridge, seed) for ridge in (RIDGES if u.shape[1] else RIDGES[:1])}
+    ridge = min(made, key=lambda one: loss(made[one]))
+    if not 1 < kernels.components <= len(v) // 10:
+        return made[ridge]
+    return min(made[ridge], Density(v, u, kernels, True, ridge, seed), key=loss)
 
 
 def _learn(density: Density, tensors: list[Tensor], rows: np.ndarray, aside: np.ndarray, kernels: Kernels) -> Density:

@@ -26,7 +26,7 @@ LENGTH = 10
 
 def readings(
     dataset: Dataset, split: Split, profiles: Iterable[Profile], encode: Callable[[list[str]], np.ndarray],
-    texts: list[str], seed: int = 22,
+    texts: np.ndarray, seed: int = 22,
 ) -> pd.DataFrame:
     """What can be read from item texts and from the profiles of each round; and, as controls, from the last profiles
     dealt out to users, and to items, at random.
@@ -34,7 +34,7 @@ def readings(
     Args:
         profiles: of one store; users at cuts are not looked at.
         encode: n texts → (n, d) float32 of unit norm.
-        texts: of the items; they also stand for items without a profile.
+        texts: (N, d) embeddings of the items' texts; they also stand for items without a profile.
         seed: of the part that is held out, and of the dealing.
 
     Returns: one row per source. `user`: R² of the linear probe from a training user's profile to the true factors;
@@ -65,14 +65,14 @@ def readings(
                 found["item"] = linear_probe(items, truth.item_factors, seed)
         return found | ({} if items is None else without_training(items, split))
 
-    rows = [row("item texts", None, own := encode(texts))]
+    rows = [row("item texts", None, texts)]
     for t in sorted({round for _, round in said}):
         users = items = None
         if (whole := said.get(("user", t))) and truth is not None:
             named = {number["user"][name]: text for name, text in whole.items()}
             users = encode([named[user] for user in some])
         if of_items := said.get(("item", t)):
-            items = own.copy()
+            items = texts.copy()
             items[[number["item"][name] for name in of_items]] = encode(list(of_items.values()))
         rows.append(row(f"profiles, round {t}", users, items))
     dealt = [None if vectors is None else random.permutation(vectors) for vectors in (users, items)]

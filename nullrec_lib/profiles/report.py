@@ -11,7 +11,7 @@ import pandas as pd
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_json, write_text
-from nullrec_lib.language.encoder import embed_texts, item_texts, short_name
+from nullrec_lib.language.encoder import embed_items, embed_texts, short_name
 from nullrec_lib.machine import environment
 from nullrec_lib.profiles.build import material, own_user
 from nullrec_lib.profiles.grpo import RECORD
@@ -35,7 +35,7 @@ def measure(folder: Path) -> dict[str, Any]:
     asked = built.asked
     dataset, split = material(asked["data"], asked["split"], asked["keep"])
     found = readings(dataset, split, Store(folder).profiles(), partial(embed_texts, encoder=asked["encoder"]),
-                     item_texts(dataset.items))
+                     embed_items(dataset.items, asked["encoder"], given=dataset.embeddings))
     both = {one.side for one in built.rounds} >= {"user", "item"}
     owed = own_user(folder) if both and not asked["writer"].startswith("server:") else None
     told = json.loads((Path(folder) / BUILT).read_text(encoding="utf-8"))
@@ -124,7 +124,8 @@ def _gained(name: str, one: dict[str, Any], which: str) -> dict[str, Any]:
     before, after, gained = (one[part][which] for part in ("start", "end", "gain"))
     between = lambda some: "" if some["low"] is None else f" ({some['low']:+.3f} … {some['high']:+.3f})"
     told = lambda some: f"{some['mean']:+.3f}{between(some)}"
-    pair = lambda key, form: f"{before[key]:{form}} → {after[key]:{form}}"
+    number = lambda value, form: "-" if value is None else format(value, form)
+    pair = lambda key, form: f"{number(before[key], form)} → {number(after[key], form)}"
     return {"policy": name, "subjects": which, "n": before["subjects"],
             "reward": f"{before['reward']['mean']:.3f} → {after['reward']['mean']:.3f}", "gain": told(gained["reward"]),
             "gain at equal length": told(gained["reward_at_equal_length"]), "near": pair("collab", ".3f"),

@@ -48,7 +48,7 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     made = {}
     make = lambda about, near, now: Reward(about, near, now, encode, lambda_collab, lambda_dist)
     whole = said.get(("user", False), [])
-    texts = encode(list(seen.texts))
+    texts = _texts(loop)
     users = encode([one.text for one, _ in whole]) if whole else None
     if whole:
         histories = [seen.history(user) for user in seen.users]
@@ -80,7 +80,7 @@ def others(
         raise InputError(f"{folder}: holds no profiles of users.")
     now = loop.encode([one.text for one, _ in said["user", False]])
     asked = loop.readers(histories, users, loop.told_last())
-    reward = Reward(_means(loop.encode(list(seen.texts)), histories), _near(loop, histories, users), now, loop.encode,
+    reward = Reward(_means(_texts(loop), histories), _near(loop, histories, users), now, loop.encode,
                     lambda_collab, lambda_dist)
     ids, lengths = [loop.user_ids[user] for user in users], [len(history) for history in histories]
     texts = loop.spare.write(asked, loop.seed)
@@ -90,6 +90,16 @@ def others(
 def _side(kind: str, said: list, reward: Reward) -> Side:
     return Side(kind, [one.id for one, _ in said], [one.cut for one, _ in said], [prompt for _, prompt in said],
                 [one.text for one, _ in said], reward)
+
+
+def _texts(loop: Loop) -> np.ndarray:
+    """(N, d) embeddings of the texts of items that are in some history; 0 for the others, which nobody asks for."""
+    seen = loop.visible
+    some = np.unique(np.concatenate([seen.subjects, seen.cut_items, *(seen.history(user) for user in seen.users)]))
+    found = loop.encode([seen.texts[item] for item in some])
+    rows = np.zeros((len(seen.texts), found.shape[1]), np.float32)
+    rows[some] = found
+    return rows
 
 
 def _means(rows: np.ndarray, of: list[np.ndarray]) -> np.ndarray:

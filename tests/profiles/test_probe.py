@@ -50,7 +50,7 @@ def test_readings_of_profiles_that_know_everything_and_of_texts_that_know_nothin
         profiles += [Profile(kind, ids[n], None, 0, f"{kind}{n}", "w", False) for n in numbers]
         vectors |= {f"{kind}{n}": factors[n] for n in numbers}
     found = readings(dataset, parts, profiles, lambda said: np.stack([vectors[one] for one in said]).astype(np.float32),
-                     [f"t{n}" for n in range(dataset.n_items)]).set_index("source")
+                     np.stack([vectors[f"t{n}"] for n in range(dataset.n_items)])).set_index("source")
     assert list(found.index) == ["item texts", "profiles, round 0", "round 0, dealt at random"]
     assert found.loc["profiles, round 0", ["user", "item"]].min() > 0.99
     assert found.loc["round 0, dealt at random", ["user", "item"]].max() < 0.1
