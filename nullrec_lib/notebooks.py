@@ -34,8 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
     "standard": {"seeds": [22, 23], "epochs": 8, "patience": 3, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
                  "compare": [], "contrasts": [], "table_seeds": [22], "table_epochs": 1, "rounds": 2,
-                 "limit_users": 25, "drawn_users": 5, "variants": ["no GRPO"], "pretraining": 10, "sft": 8, "steps": 2, "pca": 16, "dims": [16],
-                 "isi_seeds": [22]},
+                 "limit_users": 25, "drawn_users": 5, "variants": ["no GRPO"], "pretraining": 10, "sft": 8, "steps": 2,
+                 "pca": 16, "dims": [16], "isi_seeds": [22]},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
               "thresholds": [0.001, 0.01, 0.1, 0.25, 0.5], "relative_thresholds": [0.5, 1.0, 2.0],
@@ -44,9 +44,10 @@ PRESETS: dict[str, dict[str, Any]] = {
               "splits": ["cold-start", "leave-one-out"], "candidates": 4, "moved_users": 300,
               "variants": ["user-only", "item-only", "single-pass", "no GRPO", "w/o distinctiveness",
                            "w/o collaborative alignment"],
-              "contrasts": ["shop-visible0", "shop-visible1"], "case_epochs": 300, "isi_seeds": [22, 23, 24, 25, 26], "pca": 32,
-              "noises": [0.03, 0.1, 0.3], "dims": [8, 16, 32], "density_epochs": 100, "sizes": [100, 300, 1000],
-              "probe_seeds": [22, 23, 24], "next_examples": 10_000, "rows": 20_000},
+              "contrasts": ["shop-visible0", "shop-visible1"], "case_epochs": 300,
+              "isi_seeds": [22, 23, 24, 25, 26], "pca": 32, "noises": [0.03, 0.1, 0.3], "dims": [8, 16, 32],
+              "density_epochs": 100, "sizes": [100, 300, 1000], "probe_seeds": [22, 23, 24],
+              "next_examples": 10_000, "rows": 20_000},
 }
 TIMEOUTS_S = {"quick": 1800, "standard": 7200, "paper": 7 * 86_400}  # per notebook
 REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results

@@ -47,7 +47,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def _name(model: str) -> str:
     """A model's folder without the path to it; a name on the hub as it is."""
-    return Path(model).name if Path(model).is_absolute() else model
+    return Path(model).name if Path(model).is_absolute() or model.startswith(".") else model
 
 
 def report(folders: list[Path], out: Path) -> Path:

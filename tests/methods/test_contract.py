@@ -20,7 +20,7 @@ from nullrec_lib.methods.popularity import Popularity
 from nullrec_lib.methods.textknn import TextKNN
 from nullrec_lib.nullspace import decompose
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import Scorer, _load, fit
+from nullrec_lib.training import Scorer, load_weights, fit
 
 N, LENGTH, WIDTH = 40, 6, 16
 FIT = dict(lr=1e-2, batch_size=16, epochs=3, patience=9, select="authors", seed=5)
@@ -184,7 +184,7 @@ def test_saving_and_loading_gives_the_same_model(chosen, trained, tmp_path):
     write_tensors(tmp_path / "model.safetensors", model.state_dict())
     again = build(Spec(**vars(chosen) | {"seed": 99}), PREPARED)
     batch = whole("test")
-    _load(again, tmp_path / "model.safetensors")
+    load_weights(again, tmp_path / "model.safetensors")
     ours, theirs = Scorer(model), Scorer(again)
     assert torch.equal(ours.table, theirs.table)
     assert torch.equal(ours.scores(batch), theirs.scores(batch))
