@@ -97,12 +97,12 @@ def test_visible_changes_taste_and_nothing_else(tiny):
 
 @pytest.mark.parametrize("size", shop.SIZES)
 def test_counts_lengths_and_no_repeats(size, tiny, full):
-    dataset = {"tiny": tiny, "default": full}[size]
+    dataset = {"tiny": tiny, "default": full}.get(size) or shop.generate(size)
     assert (dataset.n_users, dataset.n_items) == shop.SIZES[size]
     assert not dataset.interactions.duplicated(["user", "item"]).any()
     assert dataset.lengths().min() == shop.SHORTEST
     assert 9 < dataset.lengths().mean() < 11
-    assert dataset.name == ("shop" if size == "default" else "shop-tiny")
+    assert dataset.name == ("shop" if size == "default" else f"shop-{size}")
 
 
 def test_clock_is_unix_time_and_users_end_at_different_times(full):
