@@ -8,6 +8,7 @@ neighbours. Recommenders live on this quantity, and not on how much of Y is in Z
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,14 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import logsumexp
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils._testing import ignore_warnings
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,7 +65,6 @@ def _regressor(probe: str, rows: int, seed: int):
     return GridSearchCV(KNeighborsRegressor(weights="distance"), {"n_neighbors": near or [1]}, cv=folds)
 
 
-@ignore_warnings(category=(ConvergenceWarning, UserWarning))
 def risk(z: np.ndarray, y: np.ndarray, probe: str, seed: int = 22, fitted: int | None = None) -> float:
     """R_H(Z → Y) of one representation, on rows that the probe was not fitted to.
 
@@ -89,13 +87,21 @@ def risk(z: np.ndarray, y: np.ndarray, probe: str, seed: int = 22, fitted: int |
     rest = rest[:fitted]
     if len(rest) < 10:
         raise InputError(f"rows: {len(rest)} are too few to fit a probe to; give 10 or more.")
-    if y.ndim == 1:
-        kinds = np.unique(y)
-        made = make_pipeline(StandardScaler(), _classifier(probe, len(rest), seed)).fit(z[rest], y[rest])
-        told = np.full((len(test), len(kinds)), UNSEEN)
-        told[:, np.searchsorted(kinds, made[-1].classes_)] += made.predict_proba(z[test])
-        told /= told.sum(axis=1, keepdims=True)
-        return float(-np.log(told[np.arange(len(test)), np.searchsorted(kinds, y[test])]).mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of probes that stop at their most iterations, and of classes with few rows
+        return _class_risk(z, y, probe, seed, test, rest) if y.ndim == 1 else _square_risk(z, y, probe, seed, test, rest)
+
+
+def _class_risk(z, y, probe: str, seed: int, test: np.ndarray, rest: np.ndarray) -> float:
+    kinds = np.unique(y)
+    made = make_pipeline(StandardScaler(), _classifier(probe, len(rest), seed)).fit(z[rest], y[rest])
+    told = np.full((len(test), len(kinds)), UNSEEN)
+    told[:, np.searchsorted(kinds, made[-1].classes_)] += made.predict_proba(z[test])
+    told /= told.sum(axis=1, keepdims=True)
+    return float(-np.log(told[np.arange(len(test)), np.searchsorted(kinds, y[test])]).mean())
+
+
+def _square_risk(z, y, probe: str, seed: int, test: np.ndarray, rest: np.ndarray) -> float:
     centre, spread = y[rest].mean(axis=0), y[rest].std(axis=0)
     made = make_pipeline(StandardScaler(), _regressor(probe, len(rest), seed)).fit(z[rest], (y[rest] - centre) / spread)
     return float(np.square(made.predict(z[test]).reshape(len(test), -1) - (y[test] - centre) / spread).mean())
