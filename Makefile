@@ -47,7 +47,8 @@ reproduce: setup ## run all notebooks into reports/ (DATA=shop PRESET=quick|stan
 test: export HF_HUB_OFFLINE = 1
 # Notebooks are checked in a folder of their own, so that no stored run of earlier code stands in for a fresh one.
 test: setup ## everything CI runs: the tests, and every notebook against its stored outputs
-	@rm -rf build/checked && mkdir -p build/checked/notebooks && cp notebooks/*.ipynb build/checked/notebooks
+	@rm -rf build/checked && mkdir -p build/checked/reports && cp -r reports/papers reports/profiles build/checked/reports
+	@mkdir build/checked/notebooks && cp notebooks/*.ipynb build/checked/notebooks
 	@$(call timed,$(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env \
 	    --nbval-sanitize-with tests/notebooks/nbval-sanitize.cfg tests build/checked/notebooks,tested in)
 
