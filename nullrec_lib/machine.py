@@ -1,4 +1,4 @@
-"""Where a result was made: versions, commit, device, memory."""
+"""Where a result was made: versions, commit, device, memory, threads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,28 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 import nullrec_lib
 from nullrec_lib.errors import InputError
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch and the libraries of numpy and scikit-learn on one thread; as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment() -> dict[str, Any]:

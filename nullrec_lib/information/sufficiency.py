@@ -18,6 +18,7 @@ import pandas as pd
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_text
 from nullrec_lib.information.knife import Kernels, fit, log_density
+from nullrec_lib.machine import one_thread
 from nullrec_lib.progress import bar
 from nullrec_lib.results import markdown
 
@@ -125,7 +126,8 @@ def matrix(
     gone = lambda: np.full((len(seeds), n), np.nan)
     marginal, conditional = {v: gone() for _, v in pairs}, {pair: gone() for pair in pairs}
     dims: dict[str, int] = {}
-    with bar(what="densities", total=len(seeds) * (len(marginal) + len(pairs)), unit="fit") as progress:
+    # One thread: for so small products a second one waits more than it works, on busy cores for minutes.
+    with one_thread(), bar(what="densities", total=len(seeds) * (len(marginal) + len(pairs)), unit="fit") as progress:
         for at, seed in enumerate(seeds):
             random = np.random.default_rng(seed)
             held, rows = np.split(random.permutation(n), [max(5, round(HELD_OUT * n))])

@@ -142,6 +142,19 @@ def test_nothing_of_the_held_out_rows_is_looked_at_before():
     assert standardised(constant, rows, None).shape[1] == 6 == standardised(constant, rows, 99).shape[1]
 
 
+def test_densities_take_one_thread_and_give_the_others_back(monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr("nullrec_lib.information.sufficiency.fit",
+                        lambda *given: seen.append(torch.get_num_threads()) or fit(*given))
+    torch.set_num_threads(2)
+    try:
+        u, v, _ = gaussians(2, 0.5, 60)
+        sufficiency(u, v, seeds=(1,), kernels=Kernels(epochs=1))
+        assert seen == [1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_verdict_needs_every_setting():
     frame = pd.DataFrame({"u": "a", "v": "b", "isi": [0.9, 0.97], "isi low": [0.88, 0.96], "isi high": [0.92, 0.98]})
     assert verdict(frame, "a", "b", 0.8, above=True) == "holds"
