@@ -116,13 +116,14 @@ def _profiles(method: PtE, users: np.ndarray, before: list, after: list, rewrite
     cuts = method.profiles.cuts.numpy()
     row = served(np.stack([users, [len(history) for history in before]], axis=1), cuts)
     as_it_was = {"profile": torch.from_numpy(row)}
-    if rewrite is None:
+    if rewrite is None or (row == NOBODY).all():
         return as_it_was, as_it_was
-    new = method.spoken_of(torch.from_numpy(rewrite(after, users)))
-    count = len(method.spoken)
+    some = np.flatnonzero(row != NOBODY)  # who had no profile gets none
+    new = method.spoken_of(torch.from_numpy(rewrite([after[at] for at in some], users[some])))
+    now = row.copy()
+    now[some] = len(method.spoken) + np.arange(len(some))
     method.spoken = torch.cat([method.spoken, new])
-    return as_it_was, {"profile": torch.where(torch.from_numpy(row) == NOBODY, NOBODY,
-                                              count + torch.arange(len(users)))}
+    return as_it_was, {"profile": torch.from_numpy(now)}
 
 
 def _padded(histories: list[np.ndarray], length: int, n_items: int) -> Tensor:

@@ -84,6 +84,24 @@ def test_a_profile_is_kept_or_written_anew(runs):
     assert other["rank"].tolist() == kept["rank"].tolist()
 
 
+def test_nothing_is_written_for_users_without_a_profile(runs, tmp_path):
+    builds.build(tmp_path / "few", data="shop-tiny", rounds=1, limit_users=100, say=lambda _: None)
+    spec = Spec(**SHORT, method="pte", profiles=str(tmp_path / "few"))
+    run(spec, root=tmp_path)
+    asked = []
+
+    def opposite(histories, whose):
+        asked.extend(whose)
+        return -np.ones((len(whose), 384), np.float32)
+
+    kept, anew = drift({"pte": spec}, tmp_path), drift({"pte": spec}, tmp_path, rewrite={"pte": opposite})
+    known = set(prepare(spec).profiles.cuts[:, 0].tolist())
+    without = ~kept["user"].isin(known)
+    assert set(asked) == set(kept["user"][~without]) and 0 < without.sum() < len(kept)
+    pd.testing.assert_frame_equal(kept[without], anew[without])
+    assert (kept[~without]["moved"] != anew[~without]["moved"]).all()
+
+
 def test_the_comparison_is_paired_by_user():
     frame = pd.DataFrame({"label": ["a"] * 3 + ["b"] * 3, "user": [1, 2, 3] * 2, "moved": [0.1, 0.2, 0.3, 0.2, 0.3, 0.4],
                           "relative": 0.5, "kept": 1.0, "rank": 1, "rank_after": [1, 1, 1, 2, 2, 2]})

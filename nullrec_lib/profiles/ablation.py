@@ -7,7 +7,7 @@ row with half of the loop differs from PtE in its profiles and not in who writes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -70,7 +70,7 @@ class Made:
     rewards: pd.DataFrame
     """By row and side: reward of the candidates on `mean` and of the `best`, both with intervals over subjects, at the
     same number of candidates; `alike` is the mean cosine of two subjects' best ones."""
-    folders: dict[str, dict[str, Path]] = field(default_factory=dict)
+    folders: dict[str, dict[str, Path]]
     """By row: `profiles` (the build), `best` (its embeddings) and `policy` (who wrote)."""
 
 
@@ -92,7 +92,7 @@ def small_writer(root: Path, steps: int, sft_steps: int, data: str = "shop", spl
 def make(
     root: Path, model: str, data: str = "shop", split: str = "cold-start", keep: str | None = None,
     settings: Settings = Settings(), candidates: int = 4, rounds: int = 2, cuts: tuple[int, ...] = (1, 3, 10),
-    limit_users: int | None = None, variants: tuple[str, ...] = tuple(VARIANTS), controls: bool = True,
+    limit_users: int | None = None, variants: tuple[str, ...] = tuple(VARIANTS),
     say: Callable[[str], None] = print,
 ) -> Made:
     """Everything that the rows of Table 5 or 6 need: builds, policies, best candidates. Stopped, the same call goes on.
@@ -104,7 +104,6 @@ def make(
         settings: of GRPO. Its seed is that of the builds and of the candidates too.
         candidates: K of Eq. 13, the same for every row.
         variants: names among `VARIANTS`; PtE itself is always made.
-        controls: also the rows that no profile by a model is needed for, and those that misuse PtE's.
 
     Raises:
         InputError: no such variant, or see `build.build`, `grpo.train` and `best.best`.
@@ -140,8 +139,7 @@ def make(
         costs.append({"row": name} | _cost(profiles, record, told))
         rewards += [{"row": name, "side": side, **_flat(told[side])} for side in ("item", "cut") if side in told]
     rows = [{"method": "pte", "label": name, "profiles": str(folders[name]["best"])} for name in names]
-    if controls:
-        rows += _controls(root, folders[FULL]["best"], built("extractive", "full"), settings.seed)
+    rows += _controls(root, folders[FULL]["best"], built("extractive", "full"), settings.seed)
     return Made(rows, pd.DataFrame(costs), pd.DataFrame(rewards), folders)
 
 

@@ -283,8 +283,8 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
         warnings.simplefilter("ignore")  # of the libraries at one another
         trainer = GRPOTrainer(
             load_model(source, torch.bfloat16 if cuda and settings.lora else torch.float32), rewarder,
-            config(out, settings, **_vllm(vllm_server)), Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Keeper()],
-            peft_config=adapters if settings.lora else None,
+            config(out, settings, **_vllm(vllm_server)), Dataset.from_list(rows), processing_class=tokenizer,
+            callbacks=[Keeper()], peft_config=adapters if settings.lora else None,
         )
         trainer.remove_callback(PrinterCallback)
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -188,10 +188,8 @@ class Loop:
     def told_last(self) -> list[str] | None:
         """The item profiles that the last users' were made from, in a build that has finished; None where they were
         made without."""
-        rounds = [done for done in finished(self.folder).rounds if done.side == "item"]
-        if len(rounds) < 2 or not any(done.side == "user" for done in finished(self.folder).rounds):
-            return None
-        return [one.text for one in self.store.profiles("item") if one.round == rounds[-2].round]
+        rounds = [done.round for done in finished(self.folder).rounds if done.side == "item"]
+        return [one.text for one in self.store.profiles("item") if one.round == rounds[-2]] if len(rounds) > 1 else None
 
     def readers(self, histories: list[np.ndarray], users: np.ndarray, items: list[str] | None) -> list[Prompt]:
         """Prompts of users: without item profiles from items and neighbours (Eq. 6), with them from these (Eq. 8)."""

@@ -48,16 +48,15 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     made = {}
     make = lambda about, near, now: Reward(about, near, now, encode, lambda_collab, lambda_dist)
     whole = said.get(("user", False), [])
-    texts = _texts(loop)
     users = encode([one.text for one, _ in whole]) if whole else None
     if whole:
         histories = [seen.history(user) for user in seen.users]
-        made["user"] = _side("user", whole, make(_means(texts, histories), _near(loop, histories, seen.users), users))
+        made["user"] = _side("user", whole, make(_around(loop, histories), _near(loop, histories, seen.users), users))
     if cuts := said.get(("user", True)):
         histories = [seen.cut_history(place) for place in range(len(seen.cuts))]
         near = _near(loop, histories, seen.cuts[:, 0])
         # Neighbours are training users as a whole: rows of `user`.
-        made["cut"] = _side("cut", cuts, make(_means(texts, histories), near, users))
+        made["cut"] = _side("cut", cuts, make(_around(loop, histories), near, users))
     if items := said.get(("item", False)):
         now = encode([one.text for one, _ in items])
         of = [np.searchsorted(seen.users, ids) for ids in seen.users_of(USERS)]
@@ -80,8 +79,7 @@ def others(
         raise InputError(f"{folder}: holds no profiles of users.")
     now = loop.encode([one.text for one, _ in said["user", False]])
     asked = loop.readers(histories, users, loop.told_last())
-    reward = Reward(_means(_texts(loop), histories), _near(loop, histories, users), now, loop.encode,
-                    lambda_collab, lambda_dist)
+    reward = Reward(_around(loop, histories), _near(loop, histories, users), now, loop.encode, lambda_collab, lambda_dist)
     ids, lengths = [loop.user_ids[user] for user in users], [len(history) for history in histories]
     texts = loop.spare.write(asked, loop.seed)
     return loop, Side("cut", ids, lengths, [prompt.text for prompt in asked], texts, reward)
@@ -92,14 +90,11 @@ def _side(kind: str, said: list, reward: Reward) -> Side:
                 [one.text for one, _ in said], reward)
 
 
-def _texts(loop: Loop) -> np.ndarray:
-    """(N, d) embeddings of the texts of items that are in some history; 0 for the others, which nobody asks for."""
-    seen = loop.visible
-    some = np.unique(np.concatenate([seen.subjects, seen.cut_items, *(seen.history(user) for user in seen.users)]))
-    found = loop.encode([seen.texts[item] for item in some])
-    rows = np.zeros((len(seen.texts), found.shape[1]), np.float32)
-    rows[some] = found
-    return rows
+def _around(loop: Loop, histories: list[np.ndarray]) -> np.ndarray:
+    """(S, d) mean embeddings of the texts of the items in each history; no other text is embedded."""
+    items, place = np.unique(np.concatenate(histories), return_inverse=True)
+    ends = np.cumsum([len(history) for history in histories])[:-1]
+    return _means(loop.encode([loop.visible.texts[item] for item in items]), np.split(place, ends))
 
 
 def _means(rows: np.ndarray, of: list[np.ndarray]) -> np.ndarray:

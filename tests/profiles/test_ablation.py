@@ -100,6 +100,10 @@ def test_a_profile_of_the_same_history_is_the_same(made):
     np.testing.assert_allclose(side.reward.about, known["cut"].reward.about)
     rows = ablation.rewriter(folders)(histories, seen.cuts[:, 0])
     np.testing.assert_allclose(rows, vectors.load(folders["best"]).users, atol=1e-6)
+    strange = np.setdiff1d(np.arange(len(seen.texts)), seen.subjects)[:2]  # items that the build has no profile of
+    loop, side = others(folders["profiles"], [strange], seen.cuts[:1, 0], 1.0, 0.5)
+    np.testing.assert_allclose(side.reward.about[0], loop.encode([seen.texts[item] for item in strange]).mean(axis=0),
+                               atol=1e-6)
     one = next(place for place, cut in enumerate(seen.cuts[:, 1]) if cut >= 3)
     shorter = ablation.rewriter(folders)([histories[one][1:]], seen.cuts[one, :1])
     assert shorter.shape == (1, rows.shape[1]) and not np.allclose(shorter[0], rows[one])
