@@ -308,7 +308,8 @@ class Loop:
         blank = [Text("", *made_by, prompt.text, seed) for prompt in asked]
         keys = [text.key for text in blank]
         distinct = {key: place for place, key in enumerate(keys)}
-        order, written = list(distinct), 0
+        # Prompts of like length share a batch, since a model reads all of a batch as far as its longest.
+        order, written = sorted(distinct, key=lambda key: len(asked[distinct[key]].text)), 0
         with bar(what=what, total=len(order), unit="profile") as progress:
             # Batches are cut from all prompts and not from those that are missing: a model's answer may depend on who
             # shares its batch, and a build that was killed must end as one that was not.
