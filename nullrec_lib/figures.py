@@ -316,6 +316,28 @@ def risks(frame: pd.DataFrame, floor: float | None = None, label: str = "risk") 
 
 
 @_styled
+def calibration(frame: pd.DataFrame) -> Figure:
+    """By how much an estimate of mutual information misses the truth, against the columns, one panel per kind of V.
+
+    Args:
+        frame: `information.calibration.against_truth`; rows without information are left out.
+    """
+    frame = frame[frame["truth"] > 0]
+    figure, axes = _axes(frame["V"].nunique(), height=2.6, squeeze=False, sharey=True)
+    for ax, (kind, some) in zip(axes[0], frame.groupby("V", sort=False)):
+        for place, ((rows, rho), line) in enumerate(some.groupby(["rows", "rho"])):
+            ax.plot(line["d"], 100 * line["share"], "o-", ms=3, color=_PALETTE[place % len(_PALETTE)],
+                    label=f"{rows:,} rows, ρ = {rho:g}")
+        ax.axhspan(-5, 5, color="black", alpha=0.08, lw=0)
+        ax.set(title=kind, xlabel="columns of U and of V", xscale="log")
+        ax.set_xticks(sorted(some["d"].unique()), [str(d) for d in sorted(some["d"].unique())])
+        ax.minorticks_off()
+    axes[0][0].set_ylabel("bias in % of the truth")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+@_styled
 def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
     """A profile loop by round: how far profiles moved since the round before (left), how alike they are (right).
 

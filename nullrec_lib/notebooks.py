@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": {"seeds": [22, 23], "epochs": 8, "patience": 3, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
                  "compare": [], "contrasts": [], "table_seeds": [22], "table_epochs": 1, "rounds": 2,
                  "limit_users": 25, "drawn_users": 5, "variants": ["no GRPO"], "pretraining": 10, "sft": 8, "steps": 2,
-                 "pca": 16, "dims": [16], "isi_seeds": [22]},
+                 "pca": 16, "dims": [16], "isi_seeds": [22], "check_dims": [4], "check_rhos": [0.9]},
     "paper": {"seeds": [22, 23, 24, 25, 26], "epochs": 300, "patience": 20, "lr": 0.001,
               "null_dims": [0, 32, 64, 96, 128], "sweep_seeds": 5, "sweep_epochs": 300, "compare": ["shop-visible1"],
               "thresholds": [0.001, 0.01, 0.1, 0.25, 0.5], "relative_thresholds": [0.5, 1.0, 2.0],
@@ -46,7 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
                            "w/o collaborative alignment"],
               "contrasts": ["shop-visible0", "shop-visible1"], "case_epochs": 300,
               "isi_seeds": [22, 23, 24, 25, 26], "pca": 32, "noises": [0.03, 0.1, 0.3], "dims": [8, 16, 32],
-              "density_epochs": 100, "sizes": [100, 300, 1000], "probe_seeds": [22, 23, 24],
+              "density_epochs": 100, "check_dims": [1, 4, 16, 64], "check_rhos": [0, 0.5, 0.9, 0.99],
+              "check_rows": [1000, 5000], "sizes": [100, 300, 1000], "probe_seeds": [22, 23, 24],
               "next_examples": 10_000, "rows": 20_000},
 }
 TIMEOUTS_S = {"quick": 1800, "standard": 7200, "paper": 7 * 86_400}  # per notebook

@@ -24,6 +24,8 @@ from nullrec_lib.results import markdown
 
 HELD_OUT = 0.2
 RESAMPLES = 2000
+JOINED = " | "
+"""Between two flags of one row of a table."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def table(found: dict[tuple[str, str], Sufficiency]) -> pd.DataFrame:
             told = getattr(one, name)
             row |= {name if end == "value" else f"{name} {end}": told and getattr(told, end) for end in ("value", "low", "high")}
         rows.append(row | {"dims u": one.dims["u"], "dims v": one.dims["v"], "noise": one.noise, "rows": one.rows["all"],
-                           "seeds": len(one.seeds), "why": one.why, "flags": "; ".join(one.flags)})
+                           "seeds": len(one.seeds), "why": one.why, "flags": JOINED.join(one.flags)})
     return pd.DataFrame(rows)
 
 
@@ -244,25 +246,42 @@ def verdicts(swept: pd.DataFrame) -> dict[str, str]:
     return {claim: verdict(swept, *of) for claim, of in CLAIMS.items()}
 
 
-def report(frame: pd.DataFrame, swept: pd.DataFrame, about: str, folder: str | Path) -> None:
+def report(frame: pd.DataFrame, swept: pd.DataFrame, about: str, folder: str | Path,
+           more: dict[str, tuple[str, pd.DataFrame]] | None = None) -> None:
     """Write a case study's `table` and `sweep` into `folder` as CSV, and both with the verdicts as Markdown; nothing where
     `folder` is empty.
 
     Args:
         about: a sentence on what the embeddings are of.
+        more: file name → heading and a further table, index and all.
     """
     if not str(folder):
         return
-    for name, some in (("sufficiency", frame), ("sufficiency_sweep", swept)):
+    more = more or {}
+    tables = {"sufficiency": frame, "sufficiency_sweep": swept} | {name: some.reset_index() for name, (_, some) in more.items()}
+    for name, some in tables.items():
         write_text(Path(folder) / f"{name}.csv", some.to_csv(index=False))
     wide = swept.assign(told=[f"{row['isi']:.3f} ({row['isi low']:.3f} … {row['isi high']:.3f})" if pd.notna(row["isi"]) else "-"
                               for _, row in swept.iterrows()])
     wide = wide.assign(setting=[f"{dims} columns, noise {noise:g}" for dims, noise in zip(wide["dims v"], wide["noise"])])
     wide = wide.assign(pair=wide["u"] + " → " + wide["v"]).pivot(index="pair", columns="setting", values="told")
+    wide = wide[list(dict.fromkeys(f"{dims} columns, noise {noise:g}"
+                                   for dims, noise in sorted(zip(swept["dims v"], swept["noise"]))))]
     text = ["# Information sufficiency", about, "I_S(U → V) with 95% intervals over held-out items and seeds; h and I in nats, of "
-            "V standardised, with the noise that is told.",
-            markdown(frame.drop(columns=["why", "flags"]).round(4)), "## Noise and dimensions", markdown(wide.reset_index()),
-            "\n".join(f"- {claim}: **{said}**" for claim, said in verdicts(swept).items())]
-    flagged = frame[frame["flags"] != ""]
-    text += ["\n".join(f"- {row.u} → {row.v}: {row.flags}." for row in flagged.itertuples())] if len(flagged) else []
+            "V standardised, with the noise that is told.", markdown(frame.drop(columns=["why", "flags"]).round(4))]
+    if flagged := flags(frame):
+        text += ["\n".join(f"- {', '.join(pairs)}: {flag}." for flag, pairs in flagged.items())]
+    text += ["## Noise and dimensions", markdown(wide.reset_index()),
+             "\n".join(f"- {claim}: **{said}**" for claim, said in verdicts(swept).items())]
+    for heading, some in more.values():
+        text += [f"## {heading}", markdown(some.reset_index().round(3))]
     write_text(Path(folder) / "sufficiency.md", "\n\n".join(text) + "\n")
+
+
+def flags(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """What a reader of a `table` must know → the pairs that it is about."""
+    found: dict[str, list[str]] = {}
+    for row in frame[frame["flags"] != ""].itertuples():
+        for flag in row.flags.split(JOINED):
+            found.setdefault(flag, []).append(f"{row.u} → {row.v}")
+    return found

@@ -6,7 +6,9 @@ import pytest
 import torch
 from sklearn.feature_selection import mutual_info_regression
 
+from nullrec_lib import figures
 from nullrec_lib.errors import InputError
+from nullrec_lib.information.calibration import BENDS, RELATIONS, against_neighbours, against_truth, correlated
 from nullrec_lib.information.knife import Full, Kernels, LowRank, fit, log_density
 from nullrec_lib.information.sufficiency import (
     matrix, report, standardised, sufficiency, sweep, table, verdict, verdicts)
@@ -72,17 +74,31 @@ def test_many_dimensions_are_underestimated_and_said_to_be():
     assert any("few for 64 and 64 columns" in flag for flag in found.flags)
 
 
-@pytest.mark.parametrize("form", [lambda u, r: np.sin(3 * u) + 0.2 * r.standard_normal(u.shape),
-                                  lambda u, r: u**2 + 0.3 * r.standard_normal(u.shape),
-                                  lambda u, r: u * r.choice([-1, 1], u.shape) + 0.2 * r.standard_normal(u.shape)])
-def test_it_agrees_with_nearest_neighbours_where_nothing_is_gaussian(form):
+@pytest.mark.parametrize("bend", BENDS)
+def test_known_cases_have_the_information_that_they_claim(bend):
+    """For one column by nearest neighbours: bending V column by column changes none of it."""
+    for rho in (0.0, 0.8):
+        u, v, truth = correlated(1, rho, 4000, 1, bend)
+        assert truth == pytest.approx(gaussians(1, rho)[2])
+        assert mutual_info_regression(u, v[:, 0], random_state=0)[0] == pytest.approx(truth, abs=0.04)
+    (_, one, _), (_, two, _) = correlated(2, 0.5, 50, 1, bend), correlated(2, 0.5, 50, 1, bend)
+    assert np.array_equal(one, two)
+
+
+def test_bias_is_told_as_a_share_of_the_truth():
+    frame = against_truth([1, 2], [400], [0.0, 0.9], (1, 2), QUICK)
+    assert len(frame) == len(BENDS) * 4 and set(frame["V"]) == set(BENDS)
+    known = frame[frame["rho"] > 0]
+    np.testing.assert_allclose(known["share"], known["mi_nats"] / known["truth"] - 1)
+    assert frame[frame["rho"] == 0]["share"].isna().all() and (known[known["V"] == "Gaussian"]["share"].abs() < 0.2).all()
+    figure = figures.calibration(frame)
+    assert [ax.get_title() for ax in figure.axes] == list(BENDS)
+
+
+def test_it_agrees_with_nearest_neighbours_where_nothing_is_gaussian():
     """KSG as in scikit-learn, for one column at a time; two independent columns add up."""
-    random = np.random.default_rng(5)
-    u = random.standard_normal((3000, 2))
-    v = form(u, random)
-    neighbours = sum(mutual_info_regression(u[:, [j]], v[:, j], n_neighbors=5, random_state=0)[0] for j in range(2))
-    found = sufficiency(u, v, seeds=(1, 2), pca=None)
-    assert found.mi_nats.value == pytest.approx(neighbours, rel=0.15)
+    frame = against_neighbours(3000, (1, 2))
+    assert list(frame["relation"]) == list(RELATIONS) and (frame["ratio"].sub(1).abs() < 0.15).all(), frame
 
 
 # --- what it must say and refuse
@@ -182,10 +198,14 @@ def test_a_report_tells_verdicts_and_flags(tmp_path):
                      "the fusion tells under 85% of language": "does not hold"}
     report(table(matrix(named, (1,), 4, 0.1, Kernels(epochs=1))), swept, "Of nothing.", tmp_path)
     text = (tmp_path / "sufficiency.md").read_text()
-    assert "**holds**" in text and "**does not hold**" in text and "lm → fusion: h(V|U) is negative" in text
+    assert "**holds**" in text and "**does not hold**" in text and "lm → fusion" in text and ": h(V|U) is negative" in text
     assert len(pd.read_csv(tmp_path / "sufficiency.csv")) == 6 and len(pd.read_csv(tmp_path / "sufficiency_sweep.csv")) == 12
+    assert text.count("keep fewer principal components") == 2  # one line per shape, not one per pair
+    report(swept, swept, "", tmp_path, {"more": ("And this", pd.DataFrame({"x": [0.5]}, index=pd.Index(["a"], name="of")))})
+    assert "## And this" in (tmp_path / "sufficiency.md").read_text()
+    assert (tmp_path / "more.csv").read_text() == "of,x\na,0.5\n"
     report(swept, swept, "", "")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("change, said", [
