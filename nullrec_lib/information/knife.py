@@ -29,6 +29,9 @@ SET_ASIDE = 0.15
 """Of the training rows: early stopping and the choice of a start look at them."""
 RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)
 """Penalties of the first line, in units of the rows' number."""
+STEPS, LEAST = 16, 32
+"""Of an epoch, and rows of a step, at least. On 1,000 rows, batches of 256 are three steps an epoch, and learning stops
+before it begins: I(U; V) of a sine came out as 0, where nearest neighbours tell 2.3 nats."""
 FLOOR = 1e-4
 """Least standard deviation of a kernel, in units of the standardised v: a point mass has no density."""
 
@@ -44,6 +47,7 @@ class Kernels:
     hidden: int = 128
     lr: float = 3e-3
     batch: int = 256
+    """At most: few rows come in smaller batches, so that an epoch takes `STEPS` steps or more."""
     epochs: int = 100
     """At most."""
     patience: int = 10
@@ -185,8 +189,9 @@ def _learn(density: Density, tensors: list[Tensor], rows: np.ndarray, aside: np.
     least, best, waited = _loss(density, tensors, aside), copy.deepcopy(density.state_dict()), 0
     optimiser = torch.optim.Adam(density.parameters(), lr=kernels.lr)
     slow = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, kernels.epochs, kernels.lr / 100)
+    size = min(kernels.batch, max(LEAST, len(rows) // STEPS))
     for _ in range(kernels.epochs):
-        for some in torch.from_numpy(rows)[torch.randperm(len(rows))].split(kernels.batch):
+        for some in torch.from_numpy(rows)[torch.randperm(len(rows))].split(size):
             optimiser.zero_grad()
             (-density.log_prob(*(tensor[some] for tensor in tensors)).mean()).backward()
             nn.utils.clip_grad_norm_(density.parameters(), 10.0)
