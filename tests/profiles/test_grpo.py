@@ -17,6 +17,7 @@ from nullrec_lib.profiles import grpo, prompts
 from nullrec_lib.profiles.build import build, examples
 from nullrec_lib.profiles.grpo import Rewarder, Settings, plan, train
 from nullrec_lib.profiles.judging import gain, judge, part
+from nullrec_lib.profiles import report
 from nullrec_lib.profiles.report import gains
 from nullrec_lib.profiles.rewards import Reward
 from nullrec_lib.profiles.sides import Side, sides
@@ -129,6 +130,20 @@ def test_gains_are_paired_and_told_at_equal_length_too():
     assert judge({"user": side}, parts, few)["user held_out"]["useless"] == 2 / 8
     assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
         {"mean": 2.0, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5})
+
+
+def test_the_gain_of_useful_texts_leaves_out_what_fewer_useless_ones_bring():
+    """Useful texts are worth 0.3 before and 0.4 after; a tenth and none are useless, and cost 1 and 0.5 of the terms."""
+    told = lambda reward, useless: dict(subjects=3, reward={"mean": reward}, best={"mean": 1.0}, useless=useless,
+                                        collab=0.0, dist=0.0, words=1.0, alike=None)
+    rise = {"mean": 0.22, "low": None, "high": None}
+    record = {"start": {"user held_out": told(0.9 * 0.3 - 0.1 * 1.5, 0.1)}, "end": {"user held_out": told(0.4, 0.0)},
+              "gain": {"user held_out": {"reward": rise, "reward_at_equal_length": rise}},
+              "settings": {"lambda_collab": 1.0, "lambda_dist": 0.5}}
+    row = report._gained("one", record, "user held_out")
+    assert row["gain"] == "+0.220" and row["gain of useful texts"] == "+0.100"
+    record["start"]["user held_out"]["useless"] = 1.0
+    assert report._gained("one", record, "user held_out")["gain of useful texts"] == "-"
 
 
 def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles, tmp_path, monkeypatch):
