@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
+import pandas as pd
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.covariance import covariance as moments
@@ -214,8 +214,13 @@ def preservation(
     known = np.ptp(first) > 1e-12 and np.ptp(second) > 1e-12
     return {
         "neighbour_overlap": overlap / (len(rows) * k),
-        "cosine_rank_correlation": float(spearmanr(first, second).statistic) if known else None,
+        "cosine_rank_correlation": _rank_correlation(first, second) if known else None,
     }
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's. Importing scipy.stats for it would take a second of every process of a grid."""
+    return float(np.corrcoef(pd.Series(a).rank(), pd.Series(b).rank())[0, 1])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+
+PRELOADED = "nullrec_lib.experiments"
+"""What nearly every call needs: two seconds to import, once for all processes where the system lets them be copied."""
 
 
 def outcomes(call: Callable[[Item], Any], items: list[Item], jobs: int) -> Iterator[tuple[Item, Any, str | None]]:
@@ -53,14 +56,14 @@ def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, An
     """A process that dies breaks its whole pool, so each has a pool of its own: then it is known whose call it was."""
     quiet = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # read by the children when they import tqdm: one bar is enough
-    fresh = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
+    fresh = partial(ProcessPoolExecutor, 1, mp_context=_context())
     idle = [fresh() for _ in range(min(jobs, len(items)))]
     waiting, flying = deque(items), {}
     try:
         while waiting or flying:
             while waiting and idle:
                 pool, item = idle.pop(), waiting.popleft()
-                flying[pool.submit(call, item)] = pool, item
+                flying[pool.submit(_called, dict(os.environ), call, item)] = pool, item
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 pool, item = flying.pop(future)
                 error = future.exception()
@@ -71,3 +74,20 @@ def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, An
         for pool in [*idle, *(pool for pool, _ in flying.values())]:
             pool.shutdown(wait=not flying, cancel_futures=True)
         os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
+
+
+def _context():
+    """Children are copies of a clean process that has imported and nothing else: no threads, no device, no state of
+    this one. Where there is no such thing (Windows), each imports for itself."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    return context
+
+
+def _called(environment: dict[str, str], call: Callable, item: Any) -> Any:
+    """The call, in the environment that the parent has now: that of the process copied is as old as its first child."""
+    os.environ.clear()
+    os.environ.update(environment)
+    return call(item)

@@ -37,6 +37,18 @@ def test_in_this_process(tmp_path):
     assert list(outcomes(work, [], jobs=3)) == []
 
 
+def seen(name):
+    return os.environ.get(name)
+
+
+def test_children_see_the_environment_as_it_is_now(monkeypatch):
+    for value in ("one", "two"):
+        monkeypatch.setenv("NULLREC_SEEN", value)
+        assert [result for _, result, _ in outcomes(seen, ["NULLREC_SEEN"] * 2, jobs=2)] == [value] * 2
+    monkeypatch.delenv("NULLREC_SEEN")
+    assert [result for _, result, _ in outcomes(seen, ["NULLREC_SEEN"] * 2, jobs=2)] == [None] * 2
+
+
 def interrupted(_):
     raise KeyboardInterrupt
 

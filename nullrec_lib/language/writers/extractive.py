@@ -10,7 +10,6 @@ from typing import Sequence
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.language.writers import Prompt, Usage
@@ -45,6 +44,9 @@ class Extractive:
         Raises:
             InputError: there would be none.
         """
+        # A second to import, and only whoever writes needs it.
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
         if own_words < 1 or other_words < 0:
             raise InputError(f"own_words, other_words: {own_words} and {other_words} are too few; give 1 and 0 or more.")
         self.own_words, self.other_words, self.usage = own_words, other_words, Usage()
