@@ -271,18 +271,18 @@ def group_heatmap(
 
 
 @_styled
-def sufficiency(frame: pd.DataFrame, column: str = "isi") -> Figure:
+def sufficiency(frame: pd.DataFrame) -> Figure:
     """I_S from each embedding (rows) to each other (columns), with half the width of its interval below.
 
     Args:
         frame: `information.sufficiency.table`; where there is no ratio the field stays empty.
     """
     order = list(dict.fromkeys(frame["u"]))
-    wide = frame.pivot(index="u", columns="v", values=column).reindex(index=order, columns=order).astype(float)
-    half = ((frame[f"{column} high"] - frame[f"{column} low"]).astype(float) / 2).where(frame[column].notna())
+    wide = frame.pivot(index="u", columns="v", values="isi").reindex(index=order, columns=order).astype(float)
+    half = ((frame["isi high"] - frame["isi low"]).astype(float) / 2).where(frame["isi"].notna())
     half = frame.assign(half=half).pivot(index="u", columns="v", values="half").reindex(index=order, columns=order)
     text = wide.map("{:.2f}".format) + half.map("\n±{:.2f}".format)
-    figure, axes = plt.subplots(figsize=(1.2 + 0.62 * len(order), 0.9 + 0.5 * len(order)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(1.2 + 0.7 * len(order), 0.9 + 0.5 * len(order)), layout="constrained")
     sns.heatmap(wide, annot=text, fmt="", cmap="crest", vmin=0, vmax=1, linewidths=0.5, annot_kws={"fontsize": 7},
                 cbar_kws={"label": "$I_S$"}, ax=axes)
     axes.set(xlabel="of (V)", ylabel="told by (U)")
