@@ -32,7 +32,7 @@ from nullrec_lib.progress import bar
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": [22, 23], "epochs": 5, "rounds": 2, "limit_users": 100},
     # The learning rate: of the papers' four, the one that validation prefers on the default data at this budget.
-    "standard": {"seeds": [22, 23], "epochs": 8, "patience": 3, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
+    "standard": {"seeds": [22, 23], "epochs": 6, "patience": 3, "lr": 0.01, "sweep_seeds": 1, "sweep_epochs": 1,
                  "compare": [], "contrasts": [], "table_seeds": [22], "table_epochs": 1, "rounds": 2,
                  "limit_users": 25, "drawn_users": 5, "variants": ["no GRPO"], "pretraining": 10, "sft": 8, "steps": 2,
                  "pca": 16, "dims": [16], "isi_seeds": [22], "check_dims": [4], "check_rhos": [0.9]},
