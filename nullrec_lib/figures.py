@@ -292,12 +292,12 @@ def sufficiency(frame: pd.DataFrame) -> Figure:
 
 
 @_styled
-def risks(frame: pd.DataFrame, floor: float | None = None, label: str = "risk") -> Figure:
+def risks(frame: pd.DataFrame, label: str = "risk", known: float | None = None) -> Figure:
     """Learning curves of probes: risk against the rows that were fitted, one panel per probe, mean and range over seeds.
 
     Args:
         frame: `information.risk.curves`.
-        floor: the least possible risk, dashed.
+        known: a risk that is known, dashed: the least possible one, or that of knowing nothing.
     """
     probes = list(dict.fromkeys(frame["probe"]))
     figure, axes = _axes(len(probes), height=2.6, squeeze=False, sharey=True)
@@ -307,8 +307,8 @@ def risks(frame: pd.DataFrame, floor: float | None = None, label: str = "risk") 
             colour = _PALETTE[place % len(_PALETTE)]
             ax.plot(of.mean(), "o-", ms=3, color=colour, label=view)
             ax.fill_between(of.mean().index, of.min(), of.max(), color=colour, alpha=0.2, lw=0)
-        if floor is not None:
-            ax.axhline(floor, ls="--", lw=1, color="black")
+        if known is not None:
+            ax.axhline(known, ls="--", lw=1, color="black")
         ax.set(title=probe, xlabel="rows fitted", xscale="log")
     axes[0][0].set_ylabel(label)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")

@@ -89,5 +89,5 @@ def test_figures_show_every_pair_and_every_view():
     drawn = figures.sufficiency(frame)
     assert len([text for text in drawn.axes[0].texts if "±" in text.get_text()]) == 6
     curve = curves(named, random.integers(3, size=60), sizes=(20, None), probes=("linear", "knn"), seeds=(1,))
-    drawn = figures.risks(curve, floor=0.1)
+    drawn = figures.risks(curve, known=0.1)
     assert [ax.get_title() for ax in drawn.axes] == ["linear", "knn"] and len(drawn.axes[0].lines) == 4
