@@ -1,0 +1,75 @@
+"""Profiles: the loop by round, rewards by step, neighbours by rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nullrec_lib.figures.style import PALETTE, axes_row, styled
+
+
+@styled
+def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
+    """A profile loop by round: how far profiles moved since the round before (left), how alike they are (right).
+
+    Args:
+        frame: `side`, `round`, `distance` (NaN in the first round), `homogenisation`; see `profiles.loop.Round`.
+        rates: side → fitted geometric rate, told in the legend; None is not told.
+    """
+    figure, axes = axes_row(2)
+    for colour, (side, rows) in zip(PALETTE, frame.groupby("side", sort=False)):
+        rate = rates.get(side)
+        label = f"{side}s" + (f": × {rate:.2f} per round" if rate is not None else "")
+        axes[0].plot(rows["round"], rows["distance"], "o-", ms=4, lw=1.3, color=colour, label=label)
+        axes[1].plot(rows["round"], rows["homogenisation"], "o-", ms=4, lw=1.3, color=colour)
+    axes[0].set(title="distance to the round before", xlabel="round", ylabel="mean √(2 − 2cos)", yscale="log")
+    axes[1].set(title="how alike profiles are", xlabel="round", ylabel="mean pairwise cosine")
+    for ax in axes:
+        ax.set_xticks(sorted(frame["round"].unique()))
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@styled
+def rewards(histories: dict[str, pd.DataFrame], smooth: int = 5) -> Figure:
+    """A policy's training by step: reward, how alike its candidates are, divergence from the writer before, and the
+    share of groups in which all candidates are worth the same (these teach nothing).
+
+    Args:
+        histories: label → `step`, `user/reward`, `item/reward`, `user/alike`, `item/alike`, `kl` and
+            `frac_reward_zero_std`; see `profiles.grpo.train`.
+        smooth: steps of the running mean.
+    """
+    figure, axes = axes_row(4, height=2.3)
+    mean = lambda frame, name: frame[name].rolling(smooth, min_periods=1).mean()
+    for colour, (label, frame) in zip(PALETTE, histories.items()):
+        for ax, name in zip(axes, ("reward", "alike")):
+            for side, style in (("user", "-"), ("item", "--")):
+                if f"{side}/{name}" in frame:
+                    ax.plot(frame["step"], mean(frame, f"{side}/{name}"), style, lw=1.3, color=colour)
+        for ax, name in zip(axes[2:], ("kl", "frac_reward_zero_std")):
+            if name in frame:
+                ax.plot(frame["step"], mean(frame, name), lw=1.3, color=colour, label=label if ax is axes[2] else None)
+    titles = "reward (items dashed)", "mean pairwise cosine", "divergence", "groups without spread"
+    for ax, title in zip(axes, titles):
+        ax.set(title=title, xlabel="step")
+    figure.legend(loc="outside lower center", ncols=max(1, len(histories)))
+    return figure
+
+
+@styled
+def overlaps(scores: np.ndarray) -> Figure:
+    """How much of a history its neighbours share (Eq. 5): median and quartiles over users, by rank of the neighbour.
+
+    Args:
+        scores: (users, k), nearest first.
+    """
+    figure, ax = axes_row(height=2.5)
+    rank = np.arange(1, scores.shape[1] + 1)
+    low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75), axis=0)
+    ax.fill_between(rank, low, high, alpha=0.2, lw=0, color=PALETTE[0], label="quartiles")
+    ax.plot(rank, middle, "o-", ms=4, lw=1.3, color=PALETTE[0], label="median")
+    ax.set(xlabel="neighbour, nearest first", ylabel="share of the history", ylim=(0, None), xticks=rank)
+    ax.legend()
+    return figure
