@@ -8,8 +8,9 @@ neighbours. Recommenders live on this quantity, and not on how much of Y is in Z
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nullrec_lib.data.examples import Examples
@@ -179,17 +180,27 @@ def next_item_risk(vectors: np.ndarray, split: Split, probe: str, seed: int = 22
         weight = nn.Parameter(torch.ones(1))
         optimiser = torch.optim.AdamW([*head.parameters(), weight], lr=3e-3, weight_decay=1e-2)
         loss = lambda some, at: F.cross_entropy(head(some.z[at]) @ table.T / d**0.5 + weight * popularity, some.target[at])
-        best = (np.inf, np.inf, 0)  # validation, test, epoch
-        for epoch in range(epochs):
+        least, kept, waited = np.inf, None, 0
+        for _ in range(epochs):
             for at in torch.randperm(len(train.z)).split(512):
                 optimiser.zero_grad()
                 loss(train, at).backward()
                 optimiser.step()
-            with torch.no_grad():
-                best = min(best, tuple(float(loss(some, slice(None))) for some in (valid, test)) + (epoch,))
-            if epoch - best[2] >= patience:
+            waited += 1
+            if (now := _mean_loss(loss, valid)) < least:
+                least, kept, waited = now, (copy.deepcopy(head.state_dict()), weight.detach().clone()), 0
+            if waited >= patience:
                 break
-    return best[1]
+        head.load_state_dict(kept[0])
+        weight.data = kept[1]
+        return _mean_loss(loss, test)
+
+
+@torch.no_grad()
+def _mean_loss(loss: Callable[[Contexts, Tensor], Tensor], some: Contexts) -> float:
+    """Over all of a part, a block at a time: scores of all items for all states would not fit everywhere."""
+    parts = torch.arange(len(some.z)).split(1024)
+    return sum(float(loss(some, at)) * len(at) for at in parts) / len(some.z)
 
 
 def _neighbours(train: Contexts, asked: Contexts, k: int, log_popularity: torch.Tensor) -> float:
