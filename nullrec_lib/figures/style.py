@@ -43,5 +43,6 @@ def save(figure: Figure, name: str, folder: str | Path) -> Figure:
 
 
 def axes_row(columns: int = 1, height: float = 2.5, **options):
+    """A figure and its axes: one, as wide as a column of a paper, or `columns` side by side; `height` in inches."""
     width = COLUMN * (1 if columns == 1 else 0.8 * columns)
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **options)
