@@ -180,7 +180,8 @@ def next_item_risk(vectors: np.ndarray, split: Split, probe: str, seed: int = 22
         weight = nn.Parameter(torch.ones(1))
         optimiser = torch.optim.AdamW([*head.parameters(), weight], lr=3e-3, weight_decay=1e-2)
         loss = lambda some, at: F.cross_entropy(head(some.z[at]) @ table.T / d**0.5 + weight * popularity, some.target[at])
-        least, kept, waited = np.inf, None, 0
+        state = lambda: (copy.deepcopy(head.state_dict()), weight.detach().clone())
+        least, kept, waited = np.inf, state(), 0
         for _ in range(epochs):
             for at in torch.randperm(len(train.z)).split(512):
                 optimiser.zero_grad()
@@ -188,7 +189,7 @@ def next_item_risk(vectors: np.ndarray, split: Split, probe: str, seed: int = 22
                 optimiser.step()
             waited += 1
             if (now := _mean_loss(loss, valid)) < least:
-                least, kept, waited = now, (copy.deepcopy(head.state_dict()), weight.detach().clone()), 0
+                least, kept, waited = now, state(), 0
             if waited >= patience:
                 break
         head.load_state_dict(kept[0])

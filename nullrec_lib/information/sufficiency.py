@@ -261,12 +261,12 @@ def report(frame: pd.DataFrame, swept: pd.DataFrame, about: str, folder: str | P
     tables = {"sufficiency": frame, "sufficiency_sweep": swept} | {name: some.reset_index() for name, (_, some) in more.items()}
     for name, some in tables.items():
         write_text(Path(folder) / f"{name}.csv", some.to_csv(index=False))
-    wide = swept.assign(told=[f"{row['isi']:.3f} ({row['isi low']:.3f} … {row['isi high']:.3f})" if pd.notna(row["isi"]) else "-"
-                              for _, row in swept.iterrows()])
+    wide = swept.sort_values(["dims v", "noise"])
+    wide = wide.assign(told=[f"{row['isi']:.3f} ({row['isi low']:.3f} … {row['isi high']:.3f})" if pd.notna(row["isi"]) else "-"
+                             for _, row in wide.iterrows()])
     wide = wide.assign(setting=[f"{dims} columns, noise {noise:g}" for dims, noise in zip(wide["dims v"], wide["noise"])])
-    wide = wide.assign(pair=wide["u"] + " → " + wide["v"]).pivot(index="pair", columns="setting", values="told")
-    wide = wide[list(dict.fromkeys(f"{dims} columns, noise {noise:g}"
-                                   for dims, noise in sorted(zip(swept["dims v"], swept["noise"]))))]
+    order = wide["setting"].unique()
+    wide = wide.assign(pair=wide["u"] + " → " + wide["v"]).pivot(index="pair", columns="setting", values="told")[order]
     text = ["# Information sufficiency", about, "I_S(U → V) with 95% intervals over held-out items and seeds; h and I in nats, of "
             "V standardised, with the noise that is told.", markdown(frame.drop(columns=["why", "flags"]).round(4))]
     if flagged := flags(frame):
