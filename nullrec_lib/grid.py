@@ -301,7 +301,7 @@ def tables(grid: Grid, root: Path = Path("runs"), failures: list[dict] = ()) -> 
             frame = stored(specs, root)
             frame.insert(0, "label", [cell.label for cell, _ in rows])
             frame.insert(0, "table", ", ".join(table))
-            notes = _notes(grid, table, chosen, failures)
+            notes = _notes(grid, table, chosen, frame, failures)
             made[table] = frame, report(frame, "", ranks=stored_ranks(specs, root), notes=notes)
     return made
 
@@ -341,15 +341,24 @@ def _candidates(grid: Grid, chosen: dict[Cell, float], errors: dict[Spec, str], 
     ]
 
 
-def _notes(grid: Grid, table: tuple, chosen: dict[Cell, float], failures: list[dict]) -> list[str]:
+def _notes(grid: Grid, table: tuple, chosen: dict[Cell, float], frame: pd.DataFrame, failures: list[dict]) -> list[str]:
     trained = [cell for cell in grid.cells if cell.table == table and cell.spec.method in METHODS]
     notes = []
     if trained and len(grid.rates) > 1:
-        found = [f"{cell.label} {chosen[cell]:g}{' (chosen at the edge of the search)' * _edge(grid, chosen[cell])}"
-                 for cell in trained if cell in chosen]
+        several = len(grid.rates) > 2
+        edge = " (chosen at the edge of the search)" * several
+        found = [f"{cell.label} {chosen[cell]:g}{edge * _edge(grid, chosen[cell])}" for cell in trained if cell in chosen]
         notes.append(
             f"Learning rate chosen once per row, on seed {grid.seeds[0]}, by validation N@20 "
-            f"({trained[0].spec.select}) among {', '.join(f'{rate:g}' for rate in grid.rates)}: {', '.join(found)}.")
+            f"({trained[0].spec.select}) among {', '.join(f'{rate:g}' for rate in grid.rates)}: {', '.join(found)}."
+            + " Of two rates each is an edge of the search: a better one may lie outside." * (not several))
+    # Where the budget ended a run and not its patience, more epochs might still have helped.
+    fitted = frame[frame["backbone"].notna()]
+    at_end = (fitted["epochs"] == fitted["spec epochs"]) & (fitted["epochs"] - fitted["best_epoch"] < fitted["spec patience"])
+    if len(ends := fitted[at_end].groupby("label", sort=False).size()):
+        counts = frame.groupby("label").size()
+        notes.append("Ended by the most epochs and not by patience: "
+                     + ", ".join(f"{label} ({n} of {counts[label]} seeds)" for label, n in ends.items()) + ".")
     for failed in failures:
         if (failed["data"], failed["split"], failed["backbone"]) == table:
             place = f", lr {failed['lr']:g}, seed {failed['seed']}," if failed["lr"] else ""

@@ -178,16 +178,16 @@ def test_a_finished_grid_trains_nothing(made, tmp_path, monkeypatch):
     assert plan(more, tmp_path)["to_do"] == 1
 
 
-def pretend(spec: Spec, root, valid: float, test: float, consistent: float) -> None:
+def pretend(spec: Spec, root, valid: float, test: float, consistent: float, **also) -> None:
     """A stored run with these figures, whatever the model would have been."""
     key = spec.key(prepare(spec).dataset.fingerprint())
     def figures(value):
         return {f"{kind}@{k}": value for kind in "RNM" for k in (10, 20)}
 
     counts = dict.fromkeys(("n_users", "n_items", "n_interactions", "train_examples", "valid_examples", "test_examples",
-                            "cold_items", "params_total", "best_epoch"), 1)
+                            "cold_items", "params_total", "best_epoch", "epochs"), 1)
     write_json(root / key / "spec.json", {"key": key, "spec": dataclasses.asdict(spec)})
-    write_json(root / key / "result.json", counts | {"groups": {}, "thresholds": {},
+    write_json(root / key / "result.json", counts | also | {"groups": {}, "thresholds": {},
         "key": key, "method": spec.method, "backbone": "sasrec", "data": "shop-tiny", "split": spec.split, "keep": None,
         "encoder": "e", "seed": spec.seed, "split_fingerprint": "f", "params_trainable": 1, "notes": [],
         "test": figures(test), "test_consistent": figures(test), "valid": figures(valid),
@@ -208,6 +208,18 @@ def test_the_rate_is_chosen_by_validation_and_never_by_test(select, expected, ma
     told = run_grid(asked, tmp_path, tmp_path / "reports")
     assert told["tables"][0]["rows"][0]["lr"] == expected
     assert told["tables"][0]["rows"][0]["test"]["N@20"] == stories[expected][1]
+    assert "an edge" not in (tmp_path / "reports/mine/results.md").read_text()
+
+
+@pytest.mark.parametrize("epochs, best, said", [(3, 2, True), (3, 1, False), (2, 2, False)])
+def test_a_table_says_which_rows_the_budget_ended(epochs, best, said, made, tmp_path):
+    asked = made("method: base\nlr: [0.1, 0.01]\nseed: [1]\npatience: 2", SMALL.replace("epochs: 2", "epochs: 3"))
+    for rate in (0.1, 0.01):
+        pretend(asked.cells[0].at(rate, 1), tmp_path, rate, 0.1, 0.1, epochs=epochs, best_epoch=best)
+    run_grid(asked, tmp_path, tmp_path / "reports", jobs=1)
+    text = (tmp_path / "reports/mine/results.md").read_text()
+    assert ("Ended by the most epochs and not by patience: base (1 of 1 seeds)." in text) == said
+    assert "base 0.1. Of two rates each is an edge of the search" in text
 
 
 # The command

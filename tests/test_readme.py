@@ -59,3 +59,16 @@ def test_the_table_is_the_one_in_the_report():
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_house_is_in_the_order_of_its_imports():
+    """What stands further down the README's list is imported by nothing further up."""
+    house = README.split("nullrec_lib/\n")[1].split("```")[0]
+    order = [name.removesuffix("/").removesuffix(".py") for name in re.findall(r"^  (\w+(?:/|\.py))", house, re.M)]
+    assert {"data", "kernels", "methods", "backbones", "training", "experiments", "cli"} <= set(order)
+    for above, name in enumerate(order):
+        place = ROOT / "nullrec_lib" / name
+        for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+            used = re.findall(r"^\s*(?:from|import) nullrec_lib(?:\.(\w+)| import (.+))", file.read_text("utf-8"), re.M)
+            names = {part.split()[0] for one, many in used for part in (one or many).split(",")}
+            assert {below for below in order[above + 1:] if below in names} == set(), file

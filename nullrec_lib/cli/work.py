@@ -12,6 +12,7 @@ from nullrec_lib.cli.common import AsJson, Data, speaks
 from nullrec_lib.errors import InputError
 
 app = typer.Typer()
+GRIDS = Path(__file__).parents[1] / "grids"
 
 
 @app.command()
@@ -202,7 +203,7 @@ def recommend(
 @speaks
 def grid(
     file: Annotated[str, typer.Argument(
-        help="A YAML file, or a packaged grid: tiny, everything-shop, table3-shop, table4-shop.")],
+        help=f"A YAML file, or a packaged grid: {', '.join(sorted(file.stem for file in GRIDS.glob('*.yaml')))}.")],
     jobs: Annotated[Optional[int], typer.Option(
         help="Processes side by side; default one for each core, or two where there is a GPU.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each process.")] = 1,
