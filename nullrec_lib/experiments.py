@@ -81,7 +81,8 @@ def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
     texts = embed_items(dataset.items, spec.encoder, given=dataset.embeddings, template=spec.template)
     rows = vectors.item_rows(found, list(dataset.items["item_id"]), texts)
     scale = np.sqrt(rows.shape[1]) if spec.scale is None else spec.scale
-    users = vectors.beside_histories(found, list(dataset.user_ids), spec.shuffle_profiles)
+    trained = np.bincount(parts.training_interactions()[0], minlength=dataset.n_users)
+    users = vectors.beside_histories(found, list(dataset.user_ids), trained, spec.shuffle_profiles)
     return Prepared(dataset, parts, (rows * scale).astype(np.float32), users)
 
 

@@ -34,6 +34,8 @@ def build_profiles(
     cuts: Annotated[str, typer.Option(help="Lengths of history at which users get a profile.")] = "1,3,10",
     seed: Annotated[int, typer.Option(help="Of the writer, and of drawn users.")] = 22,
     limit_users: Annotated[Optional[int], typer.Option(help="So many users only, drawn, and their items.")] = None,
+    encoder: Annotated[Optional[str], typer.Option(
+        help="What embeds the profiles, as in a run's --set encoder=; without, the one that item texts have.")] = None,
     model: Annotated[Optional[str], typer.Option(help="server: its model; without, the only one it lists.")] = None,
     temperature: Annotated[Optional[float], typer.Option(help="local, server: of sampling; 0 is greedy.")] = None,
     max_tokens: Annotated[Optional[int], typer.Option(help="local, server: longest answer.")] = None,
@@ -54,7 +56,7 @@ def build_profiles(
 
     from nullrec_lib.profiles.build import build
 
-    settings = dict(model=model, temperature=temperature, max_tokens=max_tokens, context=context,
+    settings = dict(encoder=encoder, model=model, temperature=temperature, max_tokens=max_tokens, context=context,
                     concurrency=concurrency, price_in=price_in, price_out=price_out)
     built = build(out, data, split, keep, writer, mode, rounds, _lengths(cuts), epsilon, limit_users, seed=seed,
                   say=functools.partial(typer.echo, err=True),

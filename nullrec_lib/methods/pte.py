@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nullrec_lib.data.examples import Batch, Examples
+from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.lookup import Items, Tokens
 from nullrec_lib.methods.method import Adapted, Material
 from nullrec_lib.methods.whitenrec import whitened
@@ -34,7 +35,9 @@ class PtE(Adapted):
             # Centred, as profiles begin alike; by the mean of those that were made of training interactions alone,
             # since a longer cut of a held-out user knows the targets of a shorter one.
             trained = torch.bincount(material.users, minlength=int(user.max()) + 1)
-            self.register_buffer("mean", rows[cut <= trained[user]].mean(dim=0), persistent=False)
+            if not (trains := cut <= trained[user]).any():
+                raise InputError("profiles: no user's is made of training interactions alone; build them for more users.")
+            self.register_buffer("mean", rows[trains].mean(dim=0), persistent=False)
             self.freeze_table("spoken", self.spoken_of(rows))
             self.read = nn.Linear(rows.shape[1], width)
 

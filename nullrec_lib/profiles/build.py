@@ -15,7 +15,7 @@ from nullrec_lib.data.splits import Split
 from nullrec_lib.data.splits import split as make_split
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json
-from nullrec_lib.language.encoder import DEFAULT, embed_texts
+from nullrec_lib.language.encoder import DEFAULT, embed_texts, identity
 from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
@@ -67,6 +67,7 @@ def build(
                  epsilon=epsilon, limit_users=limit_users, encoder=encoder, seed=seed)
     dataset, parts, seen, who = _ready(data, split, keep, writer, cuts, limit_users, seed, settings)
     counts = plan(seen, mode, rounds)
+    identity(encoder)  # what cannot see how far profiles moved, and an address with a secret in it, is refused before all
     # The writer's settings are in its revision, as far as they can change a text.
     made_of = asked | {"settings": settings, "revision": who.revision, "split_fingerprint": parts.fingerprint(),
                        "data_fingerprint": dataset.fingerprint(), "templates": prompts.VERSION}
@@ -108,14 +109,16 @@ def resume(folder: Path) -> tuple[Loop, Visible]:
     """The loop of a build that is there, to write more with, and what it may see.
 
     Raises:
-        InputError: none is there, or its writer is not what it was.
+        InputError: none is there, or its writer or its data are not what they were.
     """
     path = Path(folder) / ASKED
     if not path.is_file():
         raise InputError(f"{folder}: no profiles were built here; `nullrec profiles build --out` makes some.")
     asked = json.loads(path.read_text(encoding="utf-8"))
-    dataset, _, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
-                                   asked["limit_users"], asked["seed"], asked["settings"])
+    dataset, parts, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
+                                       asked["limit_users"], asked["seed"], asked["settings"])
+    if (dataset.fingerprint(), parts.fingerprint()) != (asked["data_fingerprint"], asked["split_fingerprint"]):
+        raise InputError(f"{folder}: was built from {asked['data']} as it was then, and the data have changed since.")
     if who.revision != asked["revision"]:
         raise InputError(f"{folder}: was built by {asked['writer']} as it was then, and it has changed since.")
     return Loop(seen, _ids(dataset), who, folder, partial(embed_texts, encoder=asked["encoder"]), asked["seed"]), seen
@@ -187,7 +190,7 @@ def examples(
 
 
 def _claim(out: Path, asked: dict[str, Any]) -> None:
-    """Write down what a folder is for.
+    """Write down what a folder is for, once.
 
     Raises:
         InputError: it is for something else.
@@ -195,11 +198,14 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
     path = out / ASKED
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        # Not the settings: what of them can change a text is in the revision.
-        names = (asked.keys() | found.keys()) - {"settings"}
-        differ = sorted(name for name in names if asked.get(name) != found.get(name))
+        # Of the settings one alone, which decides the prompts: what else can change a text is in the revision.
+        flat = lambda one: {name: value for name, value in one.items() if name != "settings"} | {
+            "context": one["settings"].get("context")}
+        mine, theirs = flat(asked), flat(found)
+        differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if differ:
             raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
+        return
     write_json(path, asked)
 
 

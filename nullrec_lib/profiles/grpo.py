@@ -4,8 +4,9 @@ TRL's GRPOTrainer samples K candidates per prompt, and the policy moves to those
 mean. Nothing here overrides the trainer: rewards are one function, and the printed objective's advantage is had by
 rewarding log σ(R − R̄) and letting the trainer subtract the group's mean (`rewards.advantages`).
 
-The loss that a trainer prints begins at 0 and says little: in every group the advantages sum to 0, and while the policy
-is the one that sampled, each candidate's ratio is 1. What is learned shows in the reward.
+The loss that a trainer prints begins near 0 and says little: in every group the advantages sum to 0, and while the policy
+is the one that sampled, each candidate's ratio is 1, so that all that is left is that longer candidates count more (the
+trainer averages over tokens). What is learned shows in the reward.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.files import alone, write_json, write_tensors
 from nullrec_lib.language.encoders.folders import model_sha256
 from nullrec_lib.language.tuning import save
-from nullrec_lib.language.writers.local import Local, find, load_model, load_tokenizer
+from nullrec_lib.language.writers.local import Local, encode_prompt, find, load_model, load_tokenizer
 from nullrec_lib.profiles.convergence import mean_cosine
 from nullrec_lib.profiles.judging import Parts, candidates, gain, judge, part
+from nullrec_lib.profiles.prompts import degenerate
 from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.progress import bar
 
-RECORD, MODEL, CURRENT = "grpo.json", "model", "current.safetensors"
+ASKED, RECORD, MODEL, CURRENT = "asked.json", "grpo.json", "model", "current.safetensors"
 SHOWN = 3
 """Judged subjects whose profiles before and after are kept in the record."""
 
@@ -77,8 +79,9 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
           vllm_server: str | None = None) -> dict[str, Any]:
     """Optimise the local writer of a finished build of profiles; the folder `out` gets `model` and the record.
 
-    Each side's subjects are parted: the policy sees the prompts of one part, and what it gained is measured on both. A
-    training that was stopped goes on from its last checkpoint; a finished one is read.
+    Each side's subjects are parted: the policy sees the prompts of one part, and what it gained is measured on both,
+    before and after beside the neighbours' profiles as they were built. A training that was stopped goes on from its last
+    checkpoint; a finished one is read.
 
     Args:
         profiles: folder of a build with a local writer; its last round's prompts are the prompts.
@@ -105,8 +108,14 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
     with alone(out):
         if (record := _stored(out, made_by)) is not None:
             return record
+        if (out / ASKED).exists() and json.loads((out / ASKED).read_text(encoding="utf-8")) != made_by:
+            raise InputError(f"{out}: holds another training, which was stopped; give another folder.")
+        write_json(out / ASKED, made_by)
         begun = time.perf_counter()
+        built = {kind: side.reward.current.copy() for kind, side in made.items()}
         history = _train(source, out, made, parts, settings, vllm_server)
+        for kind, side in made.items():
+            side.reward.refresh(built[kind])  # learning has moved the neighbours; whoever goes on here must judge alike
         before, after = (
             candidates(Local(str(model), settings.temperature, max_tokens=settings.max_tokens, no_repeat=0),
                        settings.num_generations, settings.seed, made, parts) for model in (source, out / MODEL))
@@ -120,6 +129,7 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
         }
         write_json(out / RECORD, record)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        (out / ASKED).unlink()
         return record
 
 
@@ -150,6 +160,11 @@ def _asked(profiles: Path, settings: Settings, base: str | None) -> tuple[dict[s
     if base is None and not loop.writer.name.startswith("local:"):
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
     source = find(base or loop.writer.name.partition(":")[2])
+    writer = Local(str(source), max_tokens=settings.max_tokens)
+    longest = max(len(encode_prompt(writer.tokenizer, prompt)) for side in made.values() for prompt in side.prompts)
+    if writer.room is not None and longest > writer.room:
+        raise InputError(f"max_tokens: {settings.max_tokens} leave {writer.room:,} of the model's positions, and the longest "
+                         f"prompt of {profiles} has {longest:,}; give at most {settings.max_tokens + writer.room - longest:,}.")
     return {kind: side for kind, side in made.items() if kind != "cut"}, source, {
         "settings": asdict(settings), "model_sha256": model_sha256(source),
         "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
@@ -214,7 +229,8 @@ class Rewarder:
             total[some] = terms.total
             for group in some.reshape(-1, K):
                 best = group[total[group].argmax()]
-                self.seen[name, place[best]] = terms.rows[np.searchsorted(some, best)]
+                if not degenerate(texts[best]):  # or a neighbour who falls silent would be worth something
+                    self.seen[name, place[best]] = terms.rows[np.searchsorted(some, best)]
             if log_metric is not None:
                 for term in ("collab", "dist"):
                     log_metric(f"{name}/{term}", float(getattr(terms, term).mean()))

@@ -70,15 +70,16 @@ def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> d
 
 def gain(made: dict[str, Side], parts: dict[str, Parts], before: Written, after: Written) -> dict[str, Any]:
     """How much the mean reward rose, by `side part`, paired over subjects: as it is, and with all texts cut to one
-    length, the shortest tenth's of both, since longer texts may be nearer to everything.
+    length, the shortest tenth's of both that are profiles at all, since longer texts may be nearer to everything.
 
     Returns: `reward` and `reward_at_equal_length`, each with `mean`, `low`, `high` (95%, t over subjects); and `words`.
     """
     found = {}
     for (kind, part), groups in before.items():
         side, places = made[kind], parts[kind][part][:JUDGED]
-        lengths = [len(text.split()) for texts in (*groups, *after[kind, part]) for text in texts]
-        words = max(1, int(np.quantile(lengths, 0.1)))
+        written = [text for texts in (*groups, *after[kind, part]) for text in texts]
+        lengths = [len(text.split()) for text in written if not degenerate(text)]
+        words = max(2, int(np.quantile(lengths, 0.1))) if lengths else 2  # of one word, every text would be useless
         short = lambda text: " ".join(text.split()[:words])
         mean = lambda groups, cut: np.mean(
             [side.reward([cut(text) for text in texts], places).total for texts in groups], axis=0)

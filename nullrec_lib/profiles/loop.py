@@ -76,7 +76,8 @@ class Built:
     rates: dict[str, Rate | None] = field(default_factory=dict)
     """Side → geometric rate of its distances."""
     floor: float | None = None
-    """Mean distance between two texts of one prompt under two seeds: no round's distance falls below it by settling."""
+    """Mean distance between two texts of one prompt under two seeds: what chance alone moves. Rounds share a seed, so that
+    where nothing changes any more their distance is 0 all the same."""
     usage: dict[str, float] = field(default_factory=dict)
     """What the writer spent in this call: prompts, tokens, seconds."""
     neighbour_overlap: list[list[float]] = field(default_factory=list)
@@ -274,7 +275,7 @@ class Loop:
                     fallbacks=sum(fallback for _, fallback in answers), seconds=time.perf_counter() - started)
         if side != "cut" and self.encode:
             now = self.encode([texts[place] for place in self._sample(len(texts))])
-            done["homogenisation"] = mean_cosine(now)
+            done["homogenisation"] = mean_cosine(now) if len(now) > 1 else None
             if (before := last.get(side)) is not None:
                 steps = distances(before, now)
                 moved[side].append(steps)
@@ -318,7 +319,8 @@ class Loop:
                 have = self.store.get(batch)
                 missing = [key for key in batch if key not in have]
                 if missing:
-                    places = [distinct[key] for key in missing]
+                    # The whole batch, for the same reason, unless each prompt is answered by itself.
+                    places = [distinct[key] for key in (missing if hasattr(self.writer, "stream") else batch)]
                     self._batch([asked[place] for place in places], [blank[place] for place in places], seed)
                     written += len(missing)
                 progress.update(len(batch))
@@ -337,7 +339,7 @@ class Loop:
             some, bad = [wording(asked[place]) for place in places], []
             for index, answer in stream(some, seed) if stream else enumerate(self.writer.write(some, seed)):
                 place = places[index]
-                if prompts.degenerate(answer):
+                if prompts.degenerate(answer := prompts.answered(answer)):
                     bad.append(place)
                     continue
                 made[place] = replace(blank[place], text=" ".join(answer.split()))

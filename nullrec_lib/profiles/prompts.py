@@ -18,6 +18,8 @@ VERSION = 1
 WORDS = 40
 """Words of one text in a prompt; what is longer is cut there."""
 NOTHING = "(none)"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,15 @@ def _prefix(costs: list[int], room: int) -> int:
     return len(costs)
 
 
+def answered(text: str) -> str:
+    """An answer without the thoughts that some models write before it."""
+    return re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+
+
 def degenerate(text: str) -> bool:
     """Whether an answer is no profile: hardly a word, hardly a letter, one phrase over and over, or the prompt's own
-    tags."""
-    words = text.lower().split()
+    tags. In scripts without spaces each character counts as a word."""
+    words = re.findall(f"[{UNSPACED}]|[^\\s{UNSPACED}]+", text.lower())
     letters = sum(letter.isalpha() for letter in text)
     looped = len(words) >= 12 and len(set(words)) < 0.34 * len(words)
     return len(words) < 2 or letters < 0.5 * len(text) or looped or bool(re.search(r"</?[a-z]+>", text))

@@ -35,8 +35,9 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     """The sides of a finished build, and its loop, to write more with.
 
     Around a user are the texts of the items of its training history, at a cut those of the first `cut` items; around an
-    item the profiles of the users that it was made from. Near a user are the training users of Eq. 5, near an item the
-    items that share the largest part of its users. Nothing but `Visible` is looked at.
+    item the profiles of the users that it was made from, or where users have none the texts of the items in these
+    users' training histories. Near a user are the training users of Eq. 5, near an item the items that share the largest
+    part of its users. Nothing but `Visible` is looked at.
 
     Raises:
         InputError: no finished build.
@@ -60,8 +61,8 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     if items := said.get(("item", False)):
         now = encode([one.text for one, _ in items])
         of = [np.searchsorted(seen.users, ids) for ids in seen.users_of(USERS)]
-        about = _means(users, of) if whole else now
-        made["item"] = _side("item", items, make(about, _near_items(seen), now))
+        of_users = users if whole else _around(loop, [seen.history(user) for user in seen.users])
+        made["item"] = _side("item", items, make(_means(of_users, of), _near_items(seen), now))
     return loop, made
 
 

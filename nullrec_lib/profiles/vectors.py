@@ -123,11 +123,13 @@ def item_rows(vectors: Vectors, item_ids: list[str], texts: np.ndarray) -> np.nd
     return rows
 
 
-def beside_histories(vectors: Vectors, user_ids: list[str], shuffled: int | None = None) -> UserProfiles | None:
+def beside_histories(vectors: Vectors, user_ids: list[str], trained: np.ndarray,
+                     shuffled: int | None = None) -> UserProfiles | None:
     """The users' vectors by user number; None where there are none.
 
     Args:
-        shuffled: a seed: the control in which users have each other's vectors, each of the same cut.
+        trained: (U,) training interactions of each user.
+        shuffled: a seed: the control in which users have each other's vectors, see `_shuffled`.
     """
     if not len(vectors.users):
         return None
@@ -136,8 +138,19 @@ def beside_histories(vectors: Vectors, user_ids: list[str], shuffled: int | None
     order = np.lexsort((cuts[:, 1], cuts[:, 0]))
     cuts, rows = cuts[order], vectors.users[order]
     if shuffled is not None:
-        random, rows = np.random.default_rng(shuffled), rows.copy()
-        for cut in np.unique(cuts[:, 1]):
-            mine = np.flatnonzero(cuts[:, 1] == cut)
-            rows[mine] = rows[random.permutation(mine)]
+        rows = rows[_shuffled(cuts, cuts[:, 1] <= trained[cuts[:, 0]], shuffled)]
     return UserProfiles(torch.from_numpy(cuts), torch.from_numpy(rows))
+
+
+def _shuffled(cuts: np.ndarray, trains: np.ndarray, seed: int) -> np.ndarray:
+    """(C,) the row whose vector each row of `cuts` (user and cut) gets: another user's, of the same cut or the nearest
+    ones. What is made of training interactions alone (`trains`) goes to its like, as no training example may read what
+    somebody's held-out interactions say."""
+    taken = np.arange(len(cuts))
+    for some in (np.flatnonzero(trains), np.flatnonzero(~trains)):
+        # Around a ring by cut, in a drawn order within each, by the fewest steps that bring everybody another's.
+        ring = some[np.lexsort((np.random.default_rng(seed).permutation(len(some)), cuts[some, 1]))]
+        turns = [np.roll(ring, steps) for steps in range(1, min(len(ring), 100))]
+        if turns:
+            taken[ring] = min(turns, key=lambda turned: int((cuts[turned, 0] == cuts[ring, 0]).sum()))
+    return taken

@@ -73,12 +73,12 @@ def visible(
 
     Args:
         cuts: lengths of history, ascending.
-        limit_users: profiles of so many users only, drawn with `seed` from all, and of the items that they have; None
-            is everybody. Neighbours are sought among all training users all the same.
+        limit_users: profiles of so many users only, drawn with `seed` from all, and of the items that those of them who
+            train have in training; None is everybody. Neighbours are sought among all training users all the same.
         template: of the item texts, see `encoder.item_texts`.
 
     Raises:
-        InputError: cuts that do not go up from at least 1, or `limit_users` below 1.
+        InputError: cuts that do not go up from at least 1, `limit_users` below 1, or no drawn user trains.
     """
     if not cuts or min(cuts) < 1 or list(cuts) != sorted(set(cuts)):
         raise InputError(f"cuts: {cuts} are not lengths of history that go up from at least 1.")
@@ -103,7 +103,10 @@ def visible(
     users = np.flatnonzero(chosen & (lengths > 0))
     subjects = np.arange(split.n_items)
     if limit_users is not None:
-        subjects = np.union1d(items[chosen[owner]], cut_items)
+        # Those of training interactions alone: which items have a profile must not tell what is held out.
+        subjects = np.unique(items[chosen[owner]])
+        if not len(users):
+            raise InputError(f"limit_users: none of the {limit_users} drawn users trains; draw more, or by another seed.")
     texts = tuple(item_texts(dataset.items, template))
     titles = tuple(title or text for title, text in zip(dataset.items["title"], texts))
     ends = lambda sizes: np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -42,7 +42,7 @@ class Extractive:
             other_words: further ones of those around it.
 
         Raises:
-            InputError: there would be none.
+            InputError: there would be none, or the texts have none.
         """
         # A second to import, and only whoever writes needs it.
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
@@ -55,7 +55,10 @@ class Extractive:
             stop_words=sorted(ENGLISH_STOP_WORDS | _OURS),
             token_pattern=r"(?u)\b[^\W\d_][\w'-]+\b",
         )
-        held = self._terms.fit_transform(corpus)
+        try:
+            held = self._terms.fit_transform(corpus)
+        except ValueError as error:  # scikit-learn's, of an empty vocabulary
+            raise InputError(f"texts: there are no keywords in the items' ({error}); profiles need item texts.") from None
         self._share = np.asarray(held.sum(axis=0), np.float64)[0] / len(corpus)
         self._names = self._terms.get_feature_names_out()
         known = json.dumps([list(self._names), own_words, other_words, LIKES, ALSO, FOR])

@@ -136,7 +136,7 @@ class Local:
             "max_tokens": self.max_tokens,
             "no_repeat": self.no_repeat,
             "dtype": str(self.dtype),
-        }
+        } | ({"batch": self.batch} if self.temperature else {})  # sampled texts depend on who shares their batch
         return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -247,7 +247,9 @@ def _text(reply) -> str | None:
         content = reply.choices[0].message.content
     except (AttributeError, IndexError, KeyError, TypeError):
         return None
-    return "" if content is None else content.strip() if isinstance(content, str) else None
+    if not isinstance(content, str):
+        return "" if content is None else None
+    return content.encode(errors="replace").decode().strip()  # half a surrogate pair cannot be stored
 
 
 def _spent(reply, name: str, estimate: int) -> int:
