@@ -62,6 +62,12 @@ def test_another_catalogue_is_another_writer(keywords):
     assert Extractive(CORPUS).revision == keywords.revision != Extractive(CORPUS[1:]).revision
 
 
+@pytest.mark.parametrize("corpus", [[""] * 5, ["1 2 3", "§"], [f"only{'abcdefghij'[n % 10]}{'abcdefghij'[n // 10]}" for n in range(100)]])
+def test_a_catalogue_without_keywords_is_one_sentence(corpus):
+    with pytest.raises(InputError, match="texts: there are no keywords in the items'"):
+        Extractive(corpus)
+
+
 def test_as_many_words_as_asked_for():
     asked = Prompt("", own=("red wool scarf", "blue wool hat"), others=("brass lamp", "clay pot"))
     few = Extractive(CORPUS, own_words=1, other_words=1)

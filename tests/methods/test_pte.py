@@ -85,9 +85,15 @@ def test_a_run_with_profiles_without_and_with_those_of_others(folder, tmp_path):
     assert results["profiles"]["params_trainable"] - results["text"]["params_trainable"] == (width + 1 + 1) * 128
     shuffled = prepare(specs["shuffled"]).profiles
     assert torch.equal(shuffled.cuts, full.profiles.cuts) and not torch.equal(shuffled.rows, full.profiles.rows)
-    for cut in full.profiles.cuts[:, 1].unique():
-        mine = full.profiles.cuts[:, 1] == cut
-        assert torch.equal(shuffled.rows[mine].sort(dim=0).values, full.profiles.rows[mine].sort(dim=0).values)
+    assert torch.equal(shuffled.rows.sort(dim=0).values, full.profiles.rows.sort(dim=0).values)
+    same = (shuffled.rows == full.profiles.rows).all(dim=1)
+    assert not same.any()
+
+
+def test_profiles_of_held_out_users_alone_are_refused(parts):
+    held = int(parts.user_of(parts.test)[0])
+    with pytest.raises(InputError, match="profiles: no user's is made of training interactions alone"):
+        method(parts, [[held, 1]], torch.randn(1, 12))
 
 
 def test_any_method_reads_items_by_their_profiles(folder):

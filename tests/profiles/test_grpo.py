@@ -1,5 +1,6 @@
 """GRPO on profiles: what the policy is told, what is held out, and that a stopped training goes on."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -128,6 +129,8 @@ def test_gains_are_paired_and_told_at_equal_length_too():
     assert judged["useless"] == 0
     few["user", "held_out"][0][:2] = "", "one"
     assert judge({"user": side}, parts, few)["user held_out"]["useless"] == 2 / 8
+    told = gain({"user": side}, parts, few, many)["user held_out"]
+    assert told["words"] == 2 and told["reward_at_equal_length"]["mean"] > 0  # cut to one word, all would be useless
     assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
         {"mean": 2.0, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5})
 
@@ -180,6 +183,36 @@ def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles,
     assert train(profiles, tmp_path / "stopped", FEW) == again
     with pytest.raises(InputError, match="holds another training"):
         train(profiles, tmp_path / "stopped", Settings(steps=4))
+
+
+def test_a_stopped_training_is_not_gone_on_with_by_another(profiles, tmp_path, monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(grpo, "_train", dies)
+        train(profiles, tmp_path, FEW)
+    with pytest.raises(InputError, match="holds another training, which was stopped"):
+        train(profiles, tmp_path, dataclasses.replace(FEW, lr=1e-3))
+
+
+def test_judged_beside_the_neighbours_as_they_were_built(profiles, tmp_path, monkeypatch):
+    record = train(profiles, tmp_path, FEW)
+    assert not (tmp_path / "asked.json").exists()
+    (tmp_path / "grpo.json").unlink()  # killed after the policy was stored
+    again = train(profiles, tmp_path, FEW)
+    assert again["start"] == record["start"] and again["end"] == record["end"]
+
+
+def test_prompts_that_leave_no_room_are_told_before_training(profiles, tmp_path):
+    with pytest.raises(InputError, match=r"max_tokens: 850 leave \d+ of the model's positions, and the longest prompt"):
+        plan(profiles, tmp_path, dataclasses.replace(FEW, max_tokens=850))
+
+
+def test_a_group_that_says_nothing_leaves_the_subject_as_it_was():
+    rewarder, _ = literal()
+    called(rewarder, ["good", "good"], ["user", "user"], [0, 0])  # one word is no profile
+    assert rewarder.seen == {}
 
 
 def test_the_command(profiles, tmp_path):

@@ -183,6 +183,64 @@ class Dies(Echo):
         return super().write(asked, seed)
 
 
+def test_answers_do_not_depend_on_what_was_asked_for_before(tmp_path):
+    """A sampling writer's answer depends on its batch: those that are missing of one are written with all of it."""
+
+    class Sampling(Echo):
+        def write(self, asked, seed):
+            return [f"{text} among {len(asked)} at {'abc'[place]}" for place, text in enumerate(super().write(asked, seed))]
+
+    one, other = (loop(tmp_path / name, writer=Sampling()) for name in "ab")
+    asked = one.opening("full")
+    at_once, _, _ = one.write("user", asked, "")
+    other.write("user", asked[1:2], "")
+    later, _, _ = other.write("user", asked, "")
+    assert later[0] == at_once[0] and later[2] == at_once[2]
+
+
+def test_what_thinks_aloud_is_heard_and_what_says_nothing_in_any_script_is_not(tmp_path):
+    class Thinking(Echo):
+        def write(self, asked, seed):
+            return [f"<think>who is this</think>\n{text}" for text in super().write(asked, seed)]
+
+    answers, _, _ = (made := loop(tmp_path, writer=Thinking())).write("user", made.opening("full"), "")
+    assert all(text.startswith("says ") and not fallback for text, fallback in answers)
+
+
+def test_one_user_alone_has_no_mean_over_pairs(tmp_path):
+    dataset, parts = toy(SEQUENCES, TRAIN)
+    ids = [f"u{n}" for n in range(5)], [f"i{n}" for n in range(8)]
+    alone = Loop(visible(dataset, parts, (1, 3), limit_users=1, seed=0), ids, Echo(), tmp_path, flat)
+    built = alone.run("user-only", rounds=1)
+    assert built.rounds[0].profiles == 1 and built.rounds[0].homogenisation is None
+    with pytest.raises(InputError, match="limit_users: none of the 1 drawn users trains"):
+        for seed in range(9):
+            visible(dataset, parts, limit_users=1, seed=seed)
+
+
+def test_a_build_is_gone_on_with_only_as_it_was_asked_for(tmp_path, monkeypatch):
+    from nullrec_lib.profiles import build as builds
+
+    build(tmp_path / "p", data="shop-tiny", rounds=1, limit_users=8, say=len)
+    asked = (tmp_path / "p/asked.json").read_bytes()
+    build(tmp_path / "p", data="shop-tiny", rounds=1, limit_users=8, say=len)
+    assert (tmp_path / "p/asked.json").read_bytes() == asked
+    told = json.loads(asked)
+    with pytest.raises(InputError, match="context differ"):
+        builds._claim(tmp_path / "p", told | {"settings": {"context": 500}})
+    other = builds.material
+    monkeypatch.setattr(builds, "material", lambda data, split, keep: other(data, split, "last:4"))
+    with pytest.raises(InputError, match="the data have changed since"):
+        builds.resume(tmp_path / "p")
+
+
+def test_an_encoder_is_looked_at_before_anything_is_written(tmp_path):
+    for encoder in ("server:http://me:s3cret@host/v1#m", str(tmp_path / "nowhere.safetensors")):
+        with pytest.raises(InputError):
+            build(tmp_path / "p", data="shop-tiny", rounds=1, encoder=encoder, say=len)
+        assert not (tmp_path / "p").exists()
+
+
 def test_a_loop_whose_writer_dies_goes_on_where_it_was(tmp_path):
     dying, whole = Dies(), Echo()
     with pytest.raises(WriterError):
@@ -274,13 +332,25 @@ def test_profiles_that_settle_end_the_loop(tmp_path):
 def test_shuffled_profiles_are_the_same_of_other_users():
     ids, rows = ["u0", "u1", "u2", "u3"], np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
     found = Vectors(["i0"], rows[:1], sorted(ids * 2), np.tile([1, 3], 4), rows, {})
-    right, wrong = beside_histories(found, ids), beside_histories(found, ids, shuffled=1)
+    trained = np.array([5, 5, 0, 0])  # the last two are held out
+    right, wrong = (beside_histories(found, ids, trained, shuffled=seed) for seed in (None, 1))
     assert right.cuts.tolist() == wrong.cuts.tolist() and right.rows.tolist() == rows.tolist()
-    moved = (right.rows != wrong.rows).any(dim=1)
-    assert moved.any()
-    for cut in (1, 3):
-        pick = lambda some: sorted(some.rows[some.cuts[:, 1] == cut].tolist())
-        assert pick(right) == pick(wrong)
+    taken = [right.rows.tolist().index(row) for row in wrong.rows.tolist()]
+    assert sorted(taken) == list(range(8))
+    users = right.cuts[:, 0].numpy()
+    assert (users[taken] != users).all()
+    assert ((users[taken] < 2) == (users < 2)).all()  # nobody who trains reads what is held out
+
+
+def test_users_alone_with_their_length_get_the_nearest_ones():
+    """Under leave-one-out cuts are as long as histories: who is alone with a length must not keep the own vector."""
+    ids, rows = [f"u{n}" for n in range(30)], np.eye(60, dtype=np.float32)
+    found = Vectors([], rows[:0], sorted(ids * 2, key=ids.index), np.array([10 * n + m for n in range(30) for m in (5, 6)]),
+                    rows, {})
+    wrong = beside_histories(found, ids, np.full(30, 1000), shuffled=4)
+    taken = wrong.rows.argmax(dim=1).numpy() // 2
+    assert (taken != np.repeat(np.arange(30), 2)).all()
+    assert np.median(np.abs(taken - np.repeat(np.arange(30), 2))) <= 2
 
 
 # From the command line

@@ -49,5 +49,11 @@ def test_nonsense_is_found(text):
     assert prompts.degenerate(text)
 
 
+def test_scripts_without_spaces_are_words_too():
+    assert not prompts.degenerate("喜欢户外运动，经常购买帐篷和登山鞋。") and prompts.degenerate("好好好好好好好好好好好好好好")
+    assert prompts.degenerate("好")
+    assert prompts.answered(" <think>so\nwhat</think>\n\nLikes tents.") == prompts.answered("Likes tents.") == "Likes tents."
+
+
 def test_a_profile_is_no_nonsense():
     assert not prompts.degenerate("Likes hiking, tents and coffee; buys for weekends in the forest with the family.")

@@ -68,10 +68,17 @@ def test_a_limit_draws_users_and_keeps_their_items_only():
     seen = visible(dataset, parts, limit_users=20, seed=3)
     everybody = np.union1d(seen.users, seen.cuts[:, 0])
     assert len(everybody) == 20
-    drawn = np.concatenate([seen.cut_items, *(seen.history(user) for user in seen.users)])
+    drawn = np.concatenate([seen.history(user) for user in seen.users])
     assert seen.subjects.tolist() == np.unique(drawn).tolist()
     assert (visible(dataset, parts, limit_users=20, seed=3).cuts == seen.cuts).all()
     assert set(np.concatenate(seen.users_of(50)).tolist()) <= set(seen.users.tolist())
+
+
+def test_which_items_have_a_profile_does_not_depend_on_what_is_held_out():
+    now = [[0, 1, 2], [1, 2], [3, 4, 5, 6]]
+    one, two = (visible(*toy(sequences, [0, 1]), cuts=(1, 3), limit_users=3)
+                for sequences in (now, [*now[:2], [3, 7, 6, 5]]))
+    assert one.subjects.tolist() == two.subjects.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("wrong, said", [
