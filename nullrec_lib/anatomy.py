@@ -51,9 +51,13 @@ def parameter_counts(spec: Spec, n_items: int, d_l: int) -> dict[str, int]:
     from language to language), so a few small models determine it exactly.
 
     Raises:
-        InputError: d_l is not a multiple of `STEP`, or smaller than the spec's width.
+        InputError: d_l is not a multiple of `STEP`, or smaller than the spec's width; or the null space is found by a
+            threshold: then the texts decide.
     """
-    least = spec.width or WIDTHS[spec.backbone] or STEP
+    for name in ("threshold", "relative_threshold"):
+        if getattr(spec, name) is not None:
+            raise InputError(f"{name}: the nullity is the texts' then; give null_dim.")
+    least = max(spec.width or WIDTHS[spec.backbone] or STEP, spec.null_dim or 1)
     if d_l % STEP or d_l < least:
         raise InputError(f"d_l: {d_l} is not a multiple of {STEP} of at least {least}.")
     start = -(-least // STEP) * STEP

@@ -142,6 +142,7 @@ def decompose(
         nullity, full_nullity = null_dim, null_dim + full - width
     else:
         limit = threshold if threshold is not None else relative_threshold * spectrum.mean()
+        limit = max(limit, epsilon * spectrum[0])  # below it is rounding noise
         nullity, full_nullity = int((S[:width] <= limit).sum()), int((S <= limit).sum())
 
     S, vectors = S[:width], np.ascontiguousarray(vectors[:, :width])

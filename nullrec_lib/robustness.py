@@ -43,7 +43,7 @@ def removals(split: Split, most: int, seed: int, newest: int) -> tuple[np.ndarra
     places, users = places[long], users[long]
     order = random.permutation(len(places))
     _, first = np.unique(users[order], return_index=True)
-    chosen = np.sort(order[np.sort(first)[:most]])  # in the order of the part
+    chosen = np.sort(order[random.permutation(first)[:most]])  # users alike, however many examples they have
     places, users = places[chosen], users[chosen]
     begin = split.offsets[users]
     return places, users, places - random.integers(1, np.minimum(places - begin, newest) + 1)

@@ -45,6 +45,18 @@ def test_sizes_that_cannot_be_told_are_refused(chosen, d_l):
         parameter_counts(Spec(**chosen), 10, d_l)
 
 
+@pytest.mark.parametrize("rule", ["threshold", "relative_threshold"])
+def test_what_the_texts_decide_is_not_guessed(rule):
+    with pytest.raises(InputError, match=f"{rule}: the nullity is the texts' then"):
+        parameter_counts(Spec(method="alphafuse", **{rule: 0.25}), 44_014, 1536)
+
+
+def test_a_null_space_above_the_step_is_counted():
+    counts = parameter_counts(Spec(method="alphafuse", backbone="dreamrec", null_dim=100), 1000, 1536)
+    few = parameter_counts(Spec(method="alphafuse", backbone="dreamrec", null_dim=90), 1000, 1536)
+    assert counts["params_trainable"] - few["params_trainable"] == 10 * 1000
+
+
 def test_what_each_method_learns(rows):
     learned = rows.xs("sasrec", level="backbone")
     assert learned["ID"].to_dict() == {

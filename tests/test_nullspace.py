@@ -98,6 +98,7 @@ def test_rounding_noise_is_not_blown_up():
     E = E @ U[:, 3:] @ U[:, 3:].T + 1e-7 * np.random.default_rng(1).standard_normal(E.shape)
     assert decompose(E, null_dim=4).gain.astype(bool).tolist() == [True] * 5 + [False] * 3
     assert (decompose(E, null_dim=4).project(E)[:, 5:] == 0).all()
+    assert decompose(E, threshold=0).nullity == decompose(E, relative_threshold=0).nullity == 3
     assert decompose(E, null_dim=4, epsilon=0).project(E)[:, 5:].std() == pytest.approx(1, abs=0.1)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import prepare, run, stored_ranks
 from nullrec_lib.profiles import build as builds
@@ -36,6 +37,17 @@ def test_one_example_a_user_and_an_interaction_that_the_model_sees(runs):
     everyone, drawn = removals(split, 10**6, 1, 3)[1], set(users)
     assert drawn < set(everyone) and len(everyone) == len(set(everyone))
     assert not np.array_equal(removals(split, 12, 2, 3)[1], users)
+
+
+def test_users_are_drawn_alike_however_many_examples_they_have():
+    lengths = np.array([4] * 100 + [40] * 100)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    place = np.arange(offsets[-1])
+    owner = np.repeat(np.arange(200), lengths)
+    test = place[place - offsets[owner] > 0]
+    split = Split("cold-start", 9, np.zeros(len(place), np.int64), offsets, place[:0], place[:0], test, owner < 0)
+    few = [int((removals(split, 50, seed, 3)[1] < 100).sum()) for seed in range(20)]
+    assert 22 < np.mean(few) < 28
 
 
 @pytest.mark.parametrize("name", ["base", "dream"])

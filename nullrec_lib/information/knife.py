@@ -5,7 +5,8 @@
 with m linear in u, and w, c and the diagonal S given by a small network of u; the marginal is the same with constants in
 place of functions of u, so that both belong to one family. C is common to all kernels: full, or a diagonal and a few
 directions. Learning begins at the least-squares line with Gaussian residuals, which is the truth where (u, v) is Gaussian,
-or at clusters of the residuals, and keeps the weights that are best on rows set aside from the training rows.
+or at clusters of the residuals, and keeps the weights that are best on rows set aside from the training rows. A density
+given u that is worse there than the marginal, which its family holds, is learned from the marginal instead.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from nullrec_lib.errors import InputError
 
 SET_ASIDE = 0.15
 """Of the training rows: early stopping and the choice of a start look at them."""
-RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)
-"""Penalties of the first line, in units of the rows' number."""
+RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4)
+"""Penalties of the first line, in units of the rows' number; under the last a line is flat."""
+STARTS = 3
+"""Clusterings that a marginal tries to begin at."""
 STEPS, LEAST = 16, 32
 """Of an epoch, and rows of a step, at least. On 1,000 rows, batches of 256 are three steps an epoch, and learning stops
 before it begins: I(U; V) of a sine came out as 0, where nearest neighbours tell 2.3 nats."""
@@ -84,7 +87,7 @@ class LowRank(nn.Module):
     def __init__(self, covariance: np.ndarray, rank: int):
         super().__init__()
         values, vectors = np.linalg.eigh(covariance)
-        rank = min(rank, len(values) - 1) or 1
+        rank = min(rank, len(values) - 1)
         rest = max(values[:-rank].mean(), FLOOR**2)
         factor = vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:] - rest, 0))
         diagonal = np.maximum(np.diag(covariance) - (factor**2).sum(axis=1), FLOOR**2)
@@ -120,7 +123,8 @@ class Density(nn.Module):
             offsets = np.stack([residual[found.labels_ == k].mean(axis=0) for k in range(K)])
             residual = residual - offsets[found.labels_]
         covariance = _covariance(residual)
-        self.noise = Full(covariance) if kernels.covariance == "full" else LowRank(covariance, kernels.rank)
+        one = kernels.covariance == "full" or d == 1  # of one column there are no few directions
+        self.noise = Full(covariance) if one else LowRank(covariance, kernels.rank)
         start = np.concatenate([np.log(shares), offsets.ravel(), np.zeros(K * d)])
         self.start = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         self.K, self.d, self.network = K, d, None
@@ -158,8 +162,12 @@ def _covariance(rows: np.ndarray) -> np.ndarray:
     return LedoitWolf().fit(rows).covariance_ + FLOOR**2 * np.eye(rows.shape[1])
 
 
-def fit(v: np.ndarray, u: np.ndarray | None, kernels: Kernels, seed: int, device: str = "cpu") -> Density:
+def fit(v: np.ndarray, u: np.ndarray | None, kernels: Kernels, seed: int, device: str = "cpu",
+        marginal: Density | None = None) -> Density:
     """The density of rows v (n, d), given rows u (n, d_u) if there are any, that is best on rows set aside.
+
+    Args:
+        marginal: the one of the same v and seed without u; given u it is never worse on the rows set aside.
 
     Raises:
         InputError: fewer than 20 rows.
@@ -172,17 +180,30 @@ def fit(v: np.ndarray, u: np.ndarray | None, kernels: Kernels, seed: int, device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tensors = [torch.as_tensor(array, dtype=torch.float32, device=device) for array in (v, u)]
-        best = _start(v[rows], u[rows], kernels, seed, lambda one: _loss(one.to(device), tensors, aside))
-        return _learn(best, tensors, rows, aside, kernels)
+        loss = lambda one: _loss(one.to(device), tensors, aside)
+        found = _learn(_start(v[rows], u[rows], kernels, seed, loss), tensors, rows, aside, kernels)
+        if marginal is not None and loss(found) > _loss(marginal, [tensors[0], tensors[1][:, :0]], aside):
+            flat = _from(marginal, v[rows], u[rows], kernels, seed).to(device)
+            found = min(found, _learn(flat, tensors, rows, aside, kernels), key=loss)
+        return found
+
+
+def _from(marginal: Density, v: np.ndarray, u: np.ndarray, kernels: Kernels, seed: int) -> Density:
+    """The marginal as a density given u that does not look at u yet."""
+    made = Density(v, u, kernels, False, RIDGES[-1], seed)
+    made.load_state_dict(made.state_dict() | marginal.state_dict() | {"weights": torch.zeros_like(made.weights)})
+    return made
 
 
 def _start(v: np.ndarray, u: np.ndarray, kernels: Kernels, seed: int, loss: Callable[[Density], float]) -> Density:
-    """The penalty of the line that is best with all kernels in one place; then clusters, if they are better still."""
+    """The penalty of the line that is best with all kernels in one place; then clusters, if they are better still. A
+    marginal has no line to choose and several clusterings: what it misses would look like information."""
     made = {ridge: Density(v, u, kernels, False, ridge, seed) for ridge in (RIDGES if u.shape[1] else RIDGES[:1])}
     ridge = min(made, key=lambda one: loss(made[one]))
     if not 1 < kernels.components <= len(v) // 10:
         return made[ridge]
-    return min(made[ridge], Density(v, u, kernels, True, ridge, seed), key=loss)
+    clustered = [Density(v, u, kernels, True, ridge, seed + n) for n in range(1 if u.shape[1] else STARTS)]
+    return min([made[ridge], *clustered], key=loss)
 
 
 def _learn(density: Density, tensors: list[Tensor], rows: np.ndarray, aside: np.ndarray, kernels: Kernels) -> Density:

@@ -34,11 +34,13 @@ from nullrec_lib.progress import bar
 
 PROBES = ("linear", "mlp", "knn")
 HELD_OUT = 0.3
+NEAREST, SHARES = (10, 30, 100), (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
+"""Of the next item's neighbours: how many, and how much of the probability is theirs."""
 UNSEEN = 1e-4
 """Probability that each class gets on top, before all are brought to 1: neighbours may know nothing of the true one."""
 
 
-def _network(kind: type, rows: int, scoring: str, seed: int) -> GridSearchCV:
+def _network(kind: type, rows: int, scoring: str | Callable, seed: int) -> GridSearchCV:
     """One hidden layer. Its penalty is chosen on a fifth of the rows; it is not stopped early, as a network that begins
     on a plateau (the exclusive or) would never leave it."""
     made = kind(hidden_layer_sizes=(64,), learning_rate_init=5e-3, batch_size=min(64, max(1, rows // 2)), max_iter=100,
@@ -46,14 +48,24 @@ def _network(kind: type, rows: int, scoring: str, seed: int) -> GridSearchCV:
     return GridSearchCV(made, {"alpha": [1e-2, 1.0, 30.0]}, scoring=scoring, cv=ShuffleSplit(1, test_size=0.2, random_state=seed))
 
 
+def _log_likelihood(made, z: np.ndarray, y: np.ndarray) -> float:
+    """Mean log probability of classes y, of those too that the probe `made` was not fitted to: a fold may lack one."""
+    kinds = np.union1d(made.classes_, y)
+    told = np.full((len(y), len(kinds)), UNSEEN)
+    told[:, np.searchsorted(kinds, made.classes_)] += made.predict_proba(z)
+    told /= told.sum(axis=1, keepdims=True)
+    return float(np.log(told[np.arange(len(y)), np.searchsorted(kinds, y)]).mean())
+
+
 def _classifier(probe: str, rows: int, seed: int):
     folds = 3 if rows >= 30 else 2
     if probe == "linear":
-        return GridSearchCV(LogisticRegression(max_iter=300), {"C": [0.01, 0.1, 1.0, 10.0]}, scoring="neg_log_loss", cv=folds)
+        return GridSearchCV(LogisticRegression(max_iter=300), {"C": [0.01, 0.1, 1.0, 10.0]}, scoring=_log_likelihood, cv=folds)
     if probe == "mlp":
-        return _network(MLPClassifier, rows, "neg_log_loss", seed)
-    near = [k for k in (3, 10, 30) if k <= rows // folds]
-    return GridSearchCV(KNeighborsClassifier(weights="distance"), {"n_neighbors": near or [1]}, cv=folds)
+        return _network(MLPClassifier, rows, _log_likelihood, seed)
+    near = [k for k in (3, 10, 30, 100) if k <= rows // folds]
+    return GridSearchCV(KNeighborsClassifier(), {"n_neighbors": near or [1], "weights": ["uniform", "distance"]},
+                        scoring=_log_likelihood, cv=folds)
 
 
 def _regressor(probe: str, rows: int, seed: int):
@@ -94,12 +106,8 @@ def risk(z: np.ndarray, y: np.ndarray, probe: str, seed: int = 22, fitted: int |
 
 
 def _class_risk(z, y, probe: str, seed: int, test: np.ndarray, rest: np.ndarray) -> float:
-    kinds = np.unique(y)
     made = make_pipeline(StandardScaler(), _classifier(probe, len(rest), seed)).fit(z[rest], y[rest])
-    told = np.full((len(test), len(kinds)), UNSEEN)
-    told[:, np.searchsorted(kinds, made[-1].classes_)] += made.predict_proba(z[test])
-    told /= told.sum(axis=1, keepdims=True)
-    return float(-np.log(told[np.arange(len(test)), np.searchsorted(kinds, y[test])]).mean())
+    return -_log_likelihood(made, z[test], y[test])
 
 
 def _square_risk(z, y, probe: str, seed: int, test: np.ndarray, rest: np.ndarray) -> float:
@@ -157,7 +165,8 @@ def next_item_risk(vectors: np.ndarray, split: Split, probe: str, seed: int = 22
 
     A predictor scores an item by its vector: p(i | z) ∝ exp(h(z)·x_i + c·log(popularity of i + 1)); h is linear or a
     network with one hidden layer, fitted to training examples and stopped early by validation ones. `knn` counts the
-    next items of the nearest training histories, over the training popularity.
+    next items of the nearest training histories, beside the training popularity; how many and to which share, validation
+    examples choose.
 
     Args:
         vectors: (N, d) items.
@@ -170,8 +179,7 @@ def next_item_risk(vectors: np.ndarray, split: Split, probe: str, seed: int = 22
                           for part, most in (("train", fitted), ("valid", 5000), ("test", None)))
     popularity = torch.from_numpy(np.log1p(split.popularity())).float()
     if probe == "knn":
-        return min((_neighbours(train, valid, k, popularity), _neighbours(train, test, k, popularity))
-                   for k in (10, 30, 100))[1]
+        return _neighbours(train, valid, test, popularity)
     table = torch.as_tensor(vectors, dtype=torch.float32)
     d = table.shape[1]
     with torch.random.fork_rng():
@@ -204,12 +212,17 @@ def _mean_loss(loss: Callable[[Contexts, Tensor], Tensor], some: Contexts) -> fl
     return sum(float(loss(some, at)) * len(at) for at in parts) / len(some.z)
 
 
-def _neighbours(train: Contexts, asked: Contexts, k: int, log_popularity: torch.Tensor) -> float:
-    """Half of the probability by popularity, half by the k nearest training histories."""
-    near = (F.normalize(asked.z, dim=1) @ F.normalize(train.z, dim=1).T).topk(min(k, len(train.z)), dim=1).indices
-    share = (train.target[near] == asked.target[:, None]).float().mean(dim=1)
-    popular = torch.softmax(log_popularity, dim=0)[asked.target]
-    return float(-(0.5 * share + 0.5 * popular).log().mean())
+def _neighbours(train: Contexts, valid: Contexts, test: Contexts, log_popularity: torch.Tensor) -> float:
+    """A share of the probability by the k nearest training histories, the rest by popularity: the share and k that are
+    best on validation examples. A share of 0 is among them, so that useless vectors cost nothing."""
+    told = []
+    for asked in (valid, test):
+        near = (F.normalize(asked.z, dim=1) @ F.normalize(train.z, dim=1).T).topk(min(max(NEAREST), len(train.z)), dim=1)
+        hit = (train.target[near.indices] == asked.target[:, None]).float()
+        popular = torch.softmax(log_popularity, dim=0)[asked.target]
+        told.append({(k, share): float(-(share * hit[:, :k].mean(dim=1) + (1 - share) * popular).log().mean())
+                     for k in NEAREST for share in SHARES})
+    return told[1][min(told[0], key=told[0].get)]
 
 
 def best_possible(dataset: Dataset, split: Split) -> float:

@@ -132,7 +132,13 @@ def chain(n: int, noise_id: float = 1.0, leak: float = 0.0, seed: int = 22) -> d
 
 
 def chain_information(noise_id: float = 1.0, leak: float = 0.0) -> dict[str, float]:
-    """I(·; Y) of `chain` in nats: from Z_lm, from Z_id, and from both."""
+    """I(·; Y) of `chain` in nats: from Z_lm, from Z_id, and from both.
+
+    Raises:
+        InputError: no noise in Z_id: then both are one column, and what leaks is not known from them.
+    """
+    if not noise_id > 0:
+        raise InputError(f"noise_id: {noise_id} is not above 0.")
     total = 2 + leak**2
     gained = lambda left: 0.5 * np.log(total / left)
     with_id = total - (1 + leak * noise_id) ** 2 / (1 + noise_id**2)

@@ -40,6 +40,24 @@ def test_a_class_that_was_never_fitted_costs_much_and_not_infinitely():
     assert np.isfinite(risk(np.random.default_rng(0).standard_normal((80, 2)), y, "linear"))
 
 
+@pytest.mark.parametrize("probe", ["linear", "mlp", "knn"])
+def test_a_class_that_a_fold_lacks_does_not_decide_the_penalty(probe):
+    """Two rows of a rare class: without them the risk is next to nothing, and with them it must not become that of a
+    penalty that nobody chose."""
+    random = np.random.default_rng(0)
+    y = random.integers(2, size=400)
+    z = np.column_stack([8.0 * y, random.standard_normal(400)])
+    rare = y.copy()
+    rare[:2] = 2
+    assert risk(z, rare, probe) < risk(z, y, probe) + 2 * -np.log(1e-4) / 120 + 0.02
+
+
+def test_neighbours_of_useless_vectors_are_no_worse_than_popularity(shop):
+    dataset, parts = shop
+    vectors = np.random.default_rng(0).standard_normal((dataset.n_items, 16))
+    assert next_item_risk(vectors, parts, "knn") < known_nothing(parts) + 0.02
+
+
 def test_curves_go_down_and_hold_out_the_same_rows_for_all():
     random = np.random.default_rng(2)
     z = random.standard_normal((500, 8))

@@ -118,6 +118,31 @@ def test_independent_views_have_nothing_of_each_other():
     assert abs(found.mi_nats.value) < 0.1 and "the mutual information is not told apart from 0" in found.flags
 
 
+def test_many_useless_columns_tell_nothing_and_cost_nothing():
+    """The marginal belongs to the family of the conditional, however many columns there are to fit chance with."""
+    random = np.random.default_rng(0)
+    v = np.where(random.random((400, 6)) < 0.5, -1, 1) + 0.3 * random.standard_normal((400, 6))
+    for columns, seed in ((64, 1), (300, 2)):
+        found = sufficiency(random.standard_normal((400, columns)), v, seeds=(seed,), pca=None, kernels=QUICK)
+        assert abs(found.mi_nats.value) < 0.02 * found.h_v.value, found.mi_nats
+
+
+def test_a_density_given_something_is_never_worse_than_one_that_is_not_where_it_is_chosen():
+    random = np.random.default_rng(4)
+    u = random.standard_normal((300, 200))
+    v = np.where(random.random((300, 6)) < 0.5, -1, 1) + 0.2 * random.standard_normal((300, 6))
+    alone = fit(v, None, QUICK, 3)
+    aside = np.random.default_rng(3).permutation(300)[:45]
+    loss = lambda one, some: -log_density(one, v[aside], some).mean()
+    assert loss(fit(v, u, QUICK, 3, marginal=alone), u[aside]) <= loss(alone, None) + 1e-6 < loss(fit(v, u, QUICK, 3), u[aside])
+
+
+def test_one_column_has_a_low_rank_too():
+    u, v, truth = gaussians(1, 0.9, 400)
+    found = sufficiency(u, v, seeds=(1,), pca=None, kernels=Kernels(covariance="low-rank", epochs=20))
+    assert found.mi_nats.value == pytest.approx(truth, rel=0.2)
+
+
 def test_a_function_of_u_needs_noise():
     random = np.random.default_rng(7)
     u = random.standard_normal((800, 2))
@@ -147,6 +172,9 @@ def test_marginals_are_fitted_once_and_do_not_depend_on_who_else_is_asked():
     assert found["a", "b"].h_v == found["c", "b"].h_v
     alone = matrix({"b": named["b"], "a": a}, seeds=(1, 2), kernels=QUICK, pairs=[("a", "b")])["a", "b"]
     assert alone == found["a", "b"]
+    loud = [matrix(some, seeds=(1,), noise=0.3, kernels=QUICK, pairs=[("a", "b")])["a", "b"].h_v for some in (
+        named, {"b": named["b"], "a": a})]
+    assert loud[0] == loud[1]
     frame = table(found)
     assert list(frame[["u", "v"]].itertuples(index=False, name=None)) == list(found)
     assert (frame["isi low"] <= frame["isi"]).all() and (frame["isi"] <= frame["isi high"]).all()
@@ -183,7 +211,7 @@ def test_densities_take_one_thread_and_give_the_others_back(monkeypatch):
 def test_a_verdict_needs_every_setting():
     frame = pd.DataFrame({"u": "a", "v": "b", "isi": [0.9, 0.97], "isi low": [0.88, 0.96], "isi high": [0.92, 0.98]})
     assert verdict(frame, "a", "b", 0.8, above=True) == "holds"
-    assert verdict(frame, "a", "b", 0.99, above=True) == "does not hold"
+    assert verdict(frame, "a", "b", 0.99, above=True) == "estimated below" == verdict(frame, "a", "b", 0.99, above=False)
     assert verdict(frame, "a", "b", 0.95, above=True) == "not stable"
     assert verdict(frame, "a", "b", 0.9, above=True) == "undecided"
     assert verdict(frame, "a", "b", 0.85, above=False) == "does not hold"

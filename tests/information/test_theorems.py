@@ -73,3 +73,8 @@ def test_a_loop_contracts_where_both_operators_do():
     assert told["user"].iloc[-1] < 1e-2 * told["user"].iloc[0]
     apart = refine(1.2, 1.1)
     assert apart["user rate"].iloc[-1] > 1  # and without, it need not
+
+
+def test_a_chain_without_noise_of_its_own_is_refused():
+    with pytest.raises(InputError, match="noise_id: 0 is not above 0"):
+        chain_information(noise_id=0, leak=1)
