@@ -35,7 +35,7 @@ from nullrec_lib.processes import outcomes
 from nullrec_lib.profiles import vectors
 from nullrec_lib.profiles.vectors import UserProfiles
 from nullrec_lib.progress import bar
-from nullrec_lib.spec import Spec
+from nullrec_lib.spec import RESULTS_VERSION, Spec
 from nullrec_lib.training import BEST, CHECKPOINT, HISTORY, Recommender, Scorer, fit, load_weights, spread
 
 SPEC, RESULT, RANKS = "spec.json", "result.json", "ranks.safetensors"
@@ -78,6 +78,8 @@ def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
     if found.about["encoder"] != spec.encoder:
         raise InputError(f"profiles: those in {spec.profiles} are embedded by {found.about['encoder']}, and the "
                          f"encoder is {spec.encoder}; give one for both.")
+    if found.about.get("ids_fingerprint", dataset.ids_fingerprint()) != dataset.ids_fingerprint():
+        raise InputError(f"profiles: those in {spec.profiles} are of users with other ids than {spec.data} has now.")
     texts = embed_items(dataset.items, spec.encoder, given=dataset.embeddings, template=spec.template)
     rows = vectors.item_rows(found, list(dataset.items["item_id"]), texts)
     scale = np.sqrt(rows.shape[1]) if spec.scale is None else spec.scale
@@ -90,9 +92,13 @@ def _source(spec: Spec) -> tuple:
     return spec.data, spec.clock, _changed(spec.data), spec.core
 
 
-def _changed(name: str) -> int:
-    """When the files of a data set were last written (0 if generated): what is kept in memory is as old as they."""
-    return 0 if name in data.SHOPS else max((f.stat().st_mtime_ns for f in data.locate(name).glob("*")), default=0)
+def _changed(name: str) -> tuple:
+    """Files of a data set, when they were last written and how large (none if generated): what is kept in memory is of
+    these."""
+    if name in data.SHOPS:
+        return ()
+    told = {file.name: file.stat() for file in data.locate(name).glob("*") if file.is_file()}
+    return tuple((name, one.st_mtime_ns, one.st_size) for name, one in sorted(told.items()))
 
 
 @lru_cache(maxsize=2)
@@ -197,7 +203,9 @@ def _stored_result(folder: Path, key: str, spec: Spec) -> dict[str, Any] | None:
     stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     if stored["key"] != key:
         differs = [name for name, value in asdict(spec).items() if stored["spec"].get(name) != value]
-        raise InputError(f"{folder}: holds another run ({', '.join(differs) or 'the data'} differ); choose another folder.")
+        if not differs:
+            differs = ["the data" if stored.get("version") == RESULTS_VERSION else "how results are made"]
+        raise InputError(f"{folder}: holds another run ({', '.join(differs)} differ); choose another folder.")
     return json.loads((folder / RESULT).read_text(encoding="utf-8")) if (folder / RESULT).exists() else None
 
 
@@ -205,7 +213,7 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     """Do the work of `run` in a folder that is this process's own."""
     dataset, parts = prepared.dataset, prepared.split
     counts = parts.counts() | {"split_fingerprint": parts.fingerprint(), "notes": [*dataset.notes, *parts.notes]}
-    write_json(folder / SPEC, {"key": key, "spec": asdict(spec)})
+    write_json(folder / SPEC, {"key": key, "version": RESULTS_VERSION, "spec": asdict(spec)})
     write_json(folder / "environment.json", environment() | {"threads": threads, "device": device})
     write_json(folder / "data.json", dataset.describe() | counts)
 
@@ -271,11 +279,12 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
                                 sampled if part == "test" else None).items()
     }
     median = lambda name: float(np.median([entry[name] for entry in fitted.history]))
+    start = spread(before[trained])
     found: dict[str, Any] = {
         "best_epoch": fitted.best_epoch, "epochs": len(fitted.history),
         "seconds_per_epoch": median("seconds"), "seconds_per_evaluation": median("evaluation_seconds"),
         "width": table.shape[1], **model.parameter_counts(), **preservation(prepared.embeddings, table.numpy()),
-        "spread_kept": spread(table[trained]) / spread(before[trained]),
+        "spread_kept": spread(table[trained]) / start if start else None,  # of one trained item there is none
     }
     if frozen := model.method.frozen_dim:
         found["row_space_identical"] = bool(torch.equal(before[:, :frozen], table[:, :frozen]))

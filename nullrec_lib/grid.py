@@ -26,9 +26,9 @@ from nullrec_lib.spec import Spec
 VARY = ("data", "split", "backbone", "method", "seed", "lr")
 """Fields that may be lists. Each data × split × backbone is a table, each method a row of it."""
 
-COMMON = {"data", "clock", "keep", "split", "min_history", "split_seed", "backbone", "seed", "lr", "epochs", "patience",
-          "select"}
-"""Fields that no row may have of its own: rows of a table share data, seeds and budget."""
+COMMON = {"data", "clock", "core", "keep", "split", "min_history", "split_seed", "tail_user", "tail_item", "backbone", "seed",
+          "lr", "epochs", "patience", "select"}
+"""Fields that no row may have of its own: rows of a table share data, groups, seeds and budget."""
 
 PACKAGED = Path(__file__).parent / "grids"
 SHOWN = ["tail_item", "head_item", "tail_user", "head_user", "tail_user_tail_item", "cold_item"]
@@ -118,6 +118,9 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
         raise InputError(f"name: {name!r} must be a plain folder name, it becomes one under reports/.")
     given = {key: _value(key, value) for key, value in content.items()}
     axes = {key: given.get(key, [Spec.__dataclass_fields__[key].default]) for key in VARY}
+    for key in VARY:
+        if key != "method" and (wrong := [value for value in axes[key] if isinstance(value, list | dict)]):
+            raise InputError(f"{key}: {wrong[0]!r} is not a value.")
     rows = [_row(entry) for entry in axes["method"]]
     labels = [label for label, _, _ in rows]
     if twice := [label for label in labels if labels.count(label) > 1]:
@@ -308,15 +311,18 @@ def tables(grid: Grid, root: Path = Path("runs"), failures: list[dict] = ()) -> 
 
 def _figures(made: dict[tuple, tuple[pd.DataFrame, str]], folder: Path) -> None:
     """All rows at a glance, backbones side by side; for leave-one-out also by group, each backbone alone."""
-    whole = pd.concat(frame for frame, _ in made.values())
-    whole = whole.drop_duplicates(["data", "split", "label", "backbone", "seed"])  # rules stand in every table
-    for (data, split), frame in whole.groupby(["data", "split"], sort=False):
+    whole = pd.concat(frame.assign(path=data) for (data, _, _), (frame, _) in made.items())
+    whole = whole.drop_duplicates(["path", "split", "label", "backbone", "seed"])  # rules stand in every table
+    short = {path: Path(path).name for path in whole["path"].unique()}
+    if len(set(short.values())) < len(short):  # two folders of one name
+        short = {path: f"{name}-{number}" for number, (path, name) in enumerate(short.items(), 1)}
+    for (path, split), frame in whole.groupby(["path", "split"], sort=False):
         if frame["backbone"].notna().any():
             columns = {"test N@10": "authors", "test_consistent N@10": "consistent"}
-            figures.save(figures.dots(frame, columns, by="label"), f"{data}-{split}", folder)
-    for (data, split, backbone), (frame, _) in made.items():
+            figures.save(figures.dots(frame, columns, by="label"), f"{short[path]}-{split}", folder)
+    for (path, split, backbone), (frame, _) in made.items():
         for part in [part for part in ("test_sampled", "test_consistent") if "test_sampled N@10" in frame]:
-            name = f"{Path(data).name}-{split}-{backbone}-{part}"
+            name = f"{short[path]}-{split}-{backbone}-{part}"
             figures.save(figures.group_heatmap(frame, part, SHOWN, by="label"), name, folder)
 
 

@@ -13,7 +13,7 @@ from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC, build, prepare
 from nullrec_lib.kernels.rank import top_k
-from nullrec_lib.spec import Spec
+from nullrec_lib.spec import RESULTS_VERSION, Spec
 from nullrec_lib.training import BEST, Recommender, Scorer, load_weights
 
 
@@ -49,6 +49,8 @@ def recommend(
         spec = Spec(**stored["spec"])
     except TypeError as error:
         raise InputError(f"{folder}: was made by another version of nullrec ({error}); run it again.") from None
+    if stored.get("version", RESULTS_VERSION) != RESULTS_VERSION:
+        raise InputError(f"{folder}: results are made in another way since this run; run it again.")
     prepared = prepare(spec)
     if spec.key(prepared.dataset.fingerprint()) != stored["key"]:
         raise InputError(f"{folder}: {spec.data} or its encoder has changed since this run; run it again.")

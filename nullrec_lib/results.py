@@ -93,11 +93,11 @@ def report(
         f"{'' if pd.isna(first['keep']) else f' (keep={first.keep})'}; {first['train_examples']:,} training, "
         f"{first['valid_examples']:,} validation and {first['test_examples']:,} test examples, ranked among all items; "
         f"{first['cold_items']:,} items never trained on (split {first['split_fingerprint']}). "
-        f"Encoder {first['encoder']}; backbone {', '.join(backbones) or 'none'}. "
+        f"Encoder {_encoders(frame)}; backbone {', '.join(backbones) or 'none'}. "
         f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}; rules without training have "
         f"no seed. Learning rate {_values(frame, 'spec lr')}, at most {_values(frame, 'spec epochs')} epochs, "
         f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')}).",
-        f"Configuration: {_configuration(frame)}.",
+        f"Configuration: {_configuration(frame, by)}.",
     ]
     if "threshold tail_user" in frame:
         text.append(f"Tail users have fewer than {first['threshold tail_user']} interactions before the target, tail "
@@ -111,7 +111,8 @@ def report(
             f"Comparisons with the best rival: the other row with the highest mean, chosen on these same test figures. "
             f"Paired t-test over shared seeds, and bootstrap over test users ({RESAMPLES:,} resamples of whole users, "
             f"examples averaged over seeds); 95% intervals of the difference. Both p-values are followed by Holm's "
-            f"correction for the {len(rivals)} comparisons of this table (all rows, metrics and scoring protocols).")
+            f"correction over this table (all rows, metrics and scoring protocols): the bootstrap's for the "
+            f"{len(rivals)} comparisons, the t-test's for the {int(rivals['t_p'].notna().sum())} of two trained rows.")
     for part, meaning in [(part, meaning) for part, meaning in PARTS.items() if f"{part} N@10" in frame]:
         columns = [f"{part} {name}" for name in METRICS]
         table = summary(frame, columns, by).rename(columns={f"{part} {name}": name for name in METRICS})
@@ -162,20 +163,30 @@ def _p(p: float) -> str:
     return "-" if np.isnan(p) else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _configuration(frame: pd.DataFrame) -> str:
-    """Every other field of the trained runs' specs, with all the values that it takes."""
+def _encoders(frame: pd.DataFrame) -> str:
+    """Those of the rows that read texts; a rule's spec names one that nothing looks at."""
+    reads = frame[frame["spec encoder"].notna()] if "spec encoder" in frame else frame
+    return ", ".join(reads["encoder"].unique()) or "none"
+
+
+def _configuration(frame: pd.DataFrame, by: str) -> str:
+    """Every other field of the trained runs' specs, with all the values that it takes, and whose they are unless all rows
+    have it."""
     said = {"data", "split", "keep", "encoder", "method", "backbone", "seed", "lr", "epochs", "patience", "select",
             "neighbours"}
     names = [column.removeprefix("spec ") for column in frame if column.startswith("spec ")]
-    return ", ".join(f"{name} {_values(frame, f'spec {name}')}" for name in names
-                     if name not in said and _values(frame, f"spec {name}") != "none")
+    told = {name: _values(frame, f"spec {name}", by) for name in names if name not in said}
+    return ", ".join(f"{name} {values}" for name, values in told.items() if values != "-")
 
 
-def _values(frame: pd.DataFrame, column: str) -> str:
+def _values(frame: pd.DataFrame, column: str, by: str | None = None) -> str:
     trained = frame[frame["params_trainable"] > 0]
-    values = ["none" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
-              for value in trained[column].unique()]
-    return " or ".join(value for value in values if value != "none" or len(values) == 1) or "-"
+    found = []
+    for value in trained[column].dropna().unique():
+        rows = trained[by][trained[column] == value].unique() if by else []
+        whose = f" ({', '.join(rows)})" if by and len(rows) < trained[by].nunique() else ""
+        found.append((f"{value:g}" if isinstance(value, float) else str(value)) + whose)
+    return " or ".join(found) or "-"
 
 
 def markdown(table: pd.DataFrame) -> str:

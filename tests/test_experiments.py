@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pickle
 import shutil
 import zlib
@@ -18,12 +19,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from nullrec_lib import data, experiments, training
 from nullrec_lib.errors import InputError
+from nullrec_lib.language.encoder import DEFAULT
 from nullrec_lib.evaluation import metrics
 from nullrec_lib.experiments import learning_curves, prepare, run, run_all
 from nullrec_lib.language import encoder as encoder_module
 from nullrec_lib.results import summary
 from nullrec_lib.profiles import vectors
-from nullrec_lib.spec import Spec, parse
+from nullrec_lib.spec import RESULTS_VERSION, Spec, parse
 
 CLOCKS = {"seconds", "seconds_per_epoch", "seconds_per_evaluation", "evaluation_seconds", "peak_memory_mb"}
 
@@ -430,6 +432,29 @@ def test_the_key_follows_the_content_of_the_data_and_not_its_place(tmp_path, enc
     places = [write(tmp_path / parent / "x", title) for parent, title in titles.items()]
     keys = [Spec(data=place).key(data.load(place).fingerprint()) for place in places]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_file_replaced_by_an_older_one_is_noticed(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "x.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\tthing {n}\n" for n in range(9)))
+    head, log = "user_id:token\titem_id:token\ttimestamp:float\n", folder / "x.inter"
+    for shift, when in ((1, 2_000_000_000), (2, 1_000_000_000)):
+        log.write_text(head + "".join(f"u{u}\ti{(u * shift + s) % 9}\t{s}\n" for u in range(10) for s in range(4)))
+        os.utime(log, (when, when))
+        (folder / ".#x.inter").unlink(missing_ok=True)
+        (folder / ".#x.inter").symlink_to("nowhere")  # an editor's lock
+        fresh = data.load(str(folder)).fingerprint()
+        assert prepare(Spec(data=str(folder), method="popularity")).dataset.fingerprint() == fresh
+
+
+def test_one_trained_item_has_no_spread_to_keep(tiny, tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "x.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\tthing {n}\n" for n in range(9)))
+    (folder / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n"
+                                    + "".join(f"u{u}\ti0\t{u * 10 + s}\n" for u in range(20) for s in range(3)))
+    assert run(tiny(data=str(folder), method="base", encoder=DEFAULT), root=tmp_path)["spread_kept"] is None
 
 
 # Tables

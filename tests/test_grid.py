@@ -40,6 +40,8 @@ def made(tmp_path, encoder):
     ("method: [base", "mine.yaml: while"),
     ("method: base\nepoch: 3", "epoch: there is no such field; the closest is epochs"),
     ("method: base\nlr: 0.1\nlr: 0.2", "lr is given twice"),
+    ("method: base\nbackbone: [[sasrec]]", "backbone: ['sasrec'] is not a value"),
+    ("method: [{method: itemknn, tail_user: 3}]", "tail_user"), ("method: [{method: base, core: 8}]", "core"),
     ("method: base\nepochs: [3, 4]", "epochs: only data, split, backbone, method, seed, lr may be lists"),
     ("method: alphafuse\nnull_dim: [3, 4]", "method: [{method: alphafuse, null_dim: …}]"),
     ("method: base\nlr: []", "lr: a list needs at least one value"),

@@ -1,6 +1,7 @@
 """Recommendations of a stored run agree with what evaluation made of the same scores."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -109,6 +110,14 @@ def test_what_is_no_run(stored, tmp_path, monkeypatch):
             recommend(name, ["x"])
     with pytest.raises(InputError, match="top: 0"):
         recommend(stored("base")[1], ["x"], top=0)
+
+
+def test_a_run_whose_results_were_made_in_another_way_is_told(stored, tmp_path):
+    folder = shutil.copytree(stored("popularity")[1], tmp_path / "old")
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps(spec | {"version": spec["version"] - 1, "key": "other"}))
+    with pytest.raises(InputError, match="results are made in another way since this run"):
+        recommend(folder, ["item-0001"])
 
 
 def test_changed_data_are_noticed(stored, tmp_path):

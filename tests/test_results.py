@@ -1,5 +1,7 @@
 """Tables: built from stored runs, with what a reader needs to know."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,22 @@ def test_a_report_says_how_its_numbers_were_made(positions, tmp_path):
     assert (tmp_path / "report/results.md").read_text() == text
     stored = pd.read_csv(tmp_path / "report/results.csv")
     assert stored["test N@10"].tolist() == frame["test N@10"].tolist()
+
+
+def test_a_report_names_the_encoder_and_whose_an_option_is(tmp_path):
+    from safetensors.numpy import save_file
+
+    from nullrec_lib import data
+
+    items = data.load("shop-tiny").items["item_id"]
+    save_file({"embeddings": np.random.default_rng(0).standard_normal((len(items), 24)).astype(np.float32)},
+              tmp_path / "mine.safetensors")
+    (tmp_path / "mine.json").write_text(json.dumps({"item_ids": list(items)}))
+    small = dict(data="shop-tiny", epochs=1, width=16, encoder=str(tmp_path / "mine.safetensors"))
+    specs = [Spec(data="shop-tiny", method="popularity"), Spec(**small, method="base"),
+             Spec(**small, method="alphafuse", null_dim=4)]
+    text = report(experiments.run_all(specs, tmp_path / "runs", jobs=1), "")
+    assert "Encoder mine.safetensors;" in text and "null_dim 4 (alphafuse)" in text and "width 16," in text
 
 
 def test_no_folder_no_files(tiny, tmp_path, monkeypatch):

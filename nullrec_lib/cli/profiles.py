@@ -32,7 +32,7 @@ def build_profiles(
     split: Annotated[str, typer.Option(help="cold-start, leave-one-out, or given by the data.")] = "cold-start",
     keep: Annotated[Optional[str], typer.Option(help="first:N or last:N interactions per user.")] = None,
     cuts: Annotated[str, typer.Option(help="Lengths of history at which users get a profile.")] = "1,3,10",
-    seed: Annotated[int, typer.Option(help="Of the writer, and of drawn users.")] = 22,
+    seed: Annotated[int, typer.Option(min=0, help="Of the writer, and of drawn users.")] = 22,
     limit_users: Annotated[Optional[int], typer.Option(help="So many users only, drawn, and their items.")] = None,
     encoder: Annotated[Optional[str], typer.Option(
         help="What embeds the profiles, as in a run's --set encoder=; without, the one that item texts have.")] = None,
@@ -152,7 +152,7 @@ def best(
     lambda_collab: Annotated[float, typer.Option(help="Weight of the collaborative reward (Eq. 10).")] = 1.0,
     lambda_dist: Annotated[float, typer.Option(help="Weight of distinctiveness (Eq. 11).")] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="Of a candidate.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 22,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 22,
     as_json: AsJson = False,
 ) -> None:
     """The embedding of each subject's most rewarded candidate (Eq. 13), for items and for users at cuts."""
@@ -183,7 +183,7 @@ def build_model(
     steps: Annotated[Optional[int], typer.Option(help="Of pretraining, without a base.")] = None,
     sft_steps: Annotated[Optional[int], typer.Option(help="Of fine-tuning on profiles.")] = None,
     limit_users: Annotated[Optional[int], typer.Option(help="Learn from so many users only, drawn.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and drawn users.")] = 22,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and drawn users.")] = 22,
     as_json: AsJson = False,
 ) -> None:
     """A language model that writes profiles: from scratch in minutes, or a pretrained one fine-tuned.
@@ -234,7 +234,7 @@ def grpo(
     refresh: Annotated[int, typer.Option(help="Steps after which neighbours are where their best candidates are.")] = 25,
     base: Annotated[Optional[str], typer.Option(help="A model to start from instead of the build's writer.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged in the end.")] = False,
-    seed: Annotated[int, typer.Option(help="Of sampling, order and the held-out part.")] = 22,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, order and the held-out part.")] = 22,
     vllm_server: Annotated[Optional[str], typer.Option(
         help="Address of a `trl vllm-serve` that samples the candidates, e.g. http://localhost:8000.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,

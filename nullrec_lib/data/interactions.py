@@ -78,6 +78,10 @@ class Dataset:
             digest.update(json.dumps([name, rows.shape]).encode() + np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()[:16]
 
+    def ids_fingerprint(self) -> str:
+        """16 hex digits over the users' ids in their order, which no run reads but profiles are found by."""
+        return hashlib.sha256(json.dumps(list(map(str, self.user_ids))).encode()).hexdigest()[:16]
+
     def describe(self) -> dict[str, Any]:
         """Counts for a table or a JSON line; density in percent of users × items, sparsity what is left of 100."""
         lengths = self.lengths()
@@ -119,8 +123,8 @@ def assemble(
     Args:
         items: columns `item_id`, `title`, `description` (str, unique `item_id`).
         interactions: columns `user_id`, `item_id` (str) and `timestamp` (float, finite), in source order.
-        clock: `auto` recognises timestamps that are 0…n-1 for every user as positions (they are
-            not times); `time` or `position` overrides.
+        clock: `auto` recognises timestamps that only count each user's interactions, from 0, 1 or another number on,
+            or are all one, as positions (they are not times); `time` or `position` overrides.
 
     Raises:
         InputError: unknown clock, no rows, an item twice in the catalogue or missing from it, or a timestamp
@@ -147,13 +151,14 @@ def assemble(
     }).sort_values(["user", "timestamp"], kind="stable", ignore_index=True)
 
     if clock == "auto":
-        position = frame.groupby("user").cumcount()
-        clock = "position" if (frame["timestamp"] == position).all() else "time"
+        first, position = frame["timestamp"].iloc[0], frame.groupby("user").cumcount()
+        counted, constant = (frame["timestamp"] == first + position).all(), (frame["timestamp"] == first).all()
+        clock = "position" if counted or constant else "time"
         if clock == "position":
-            notes += (
-                "The timestamps are 0…n-1 for every user: positions, not times; users are split by a seeded "
-                "shuffle (clock=time overrides).",
-            )
+            what = f"{first:g} for every interaction" if constant else (
+                "0…n-1 for every user" if first == 0 else f"{first:g} and up, in ones, for every user")
+            notes += (f"The timestamps are {what}: positions, not times; users are split by a seeded shuffle (clock=time "
+                      "overrides).",)
     return Dataset(
         name=name,
         items=items[["item_id", "title", "description"]].reset_index(drop=True),

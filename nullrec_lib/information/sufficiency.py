@@ -124,8 +124,8 @@ def matrix(
         raise InputError(f"pca: {pca} is below 1.")
     if not 0 <= noise < np.inf:
         raise InputError(f"noise: {noise} is not a finite number of at least 0.")
-    if not seeds:
-        raise InputError("seeds: give at least one.")
+    if not seeds or min(seeds) < 0:
+        raise InputError("seeds: give at least one, and none below 0.")
     gone = lambda: np.full((len(seeds), n), np.nan)
     marginal, conditional = {v: gone() for _, v in pairs}, {pair: gone() for pair in pairs}
     dims: dict[str, int] = {}

@@ -66,11 +66,14 @@ def build(
     asked = dict(data=data, split=split, keep=keep, writer=writer, mode=mode, rounds=rounds, cuts=list(cuts),
                  epsilon=epsilon, limit_users=limit_users, encoder=encoder, seed=seed)
     dataset, parts, seen, who = _ready(data, split, keep, writer, cuts, limit_users, seed, settings)
+    if not 0 <= epsilon < float("inf"):
+        raise InputError(f"epsilon: {epsilon} is not a finite number of at least 0.")
     counts = plan(seen, mode, rounds)
     identity(encoder)  # what cannot see how far profiles moved, and an address with a secret in it, is refused before all
     # The writer's settings are in its revision, as far as they can change a text.
     made_of = asked | {"settings": settings, "revision": who.revision, "split_fingerprint": parts.fingerprint(),
-                       "data_fingerprint": dataset.fingerprint(), "templates": prompts.VERSION}
+                       "data_fingerprint": dataset.fingerprint(), "ids_fingerprint": dataset.ids_fingerprint(),
+                       "templates": prompts.VERSION}
     with alone(out):  # two processes that share a folder agree on what is built there
         _claim(Path(out), made_of)
     if (done := finished(out)) is not None:

@@ -65,6 +65,12 @@ def test_2023(write, sequences, suffix):
         f"Toys.jsonl{suffix}: every review is an interaction, whatever its rating.")
 
 
+def test_half_an_emoji_is_a_question_mark(write):
+    write("reviews_T.json", REVIEWS)
+    folder = write("meta_T.json", '{"asin": "%s", "title": "nice \\ud83d ball"}\n' % REVIEWS[1]["asin"])
+    assert "nice ? ball" in load(folder).items["title"].tolist()
+
+
 def changed(**fields) -> dict:
     return {name: value for name, value in (REVIEWS[1] | fields).items() if value is not ...}
 

@@ -75,7 +75,9 @@ def test_counts(small):
         ([0, 0, 1, 1], "position"),
         ([1, 1, 0, 0], "position"),  # in any order of rows
         ([0, 0, 1, 2], "time"),  # a gap
-        ([1, 1, 2, 2], "time"),  # from 1
+        ([1, 1, 2, 2], "position"),  # from 1: no clock starts alike for all and ticks in ones
+        ([1, 2, 2, 3], "time"),  # but not from one number for all
+        ([7, 7, 7, 7], "position"),  # no order at all but that of the file
         ([0, 0, 0, 1], "time"),  # a tie
         ([0, 0, 1, 1.5], "time"),
     ],

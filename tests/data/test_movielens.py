@@ -51,6 +51,12 @@ def test_reads(layout, sequences):
                          "1 interactions stand there again, same user, item and time; all are kept.")
 
 
+def test_films_in_utf_8_are_read_as_such(write):
+    films = "".join(f"{i}::{t}::{'|'.join(g)}\n" for i, t, g in FILMS).encode("utf-8")  # as 10M has them
+    folder = [write(name, text) for name, text in (LAYOUTS["MovieLens 1M or 10M"] | {"movies.dat": films}).items()][0]
+    assert load(folder).items["title"].tolist() == ["Léon (1994)", "A, B & C (1995)", "Unseen"]
+
+
 def test_a_rated_film_without_a_line_keeps_its_id(layout):
     _, folder, ratings, films = layout
     path = folder / films

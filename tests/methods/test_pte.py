@@ -1,6 +1,9 @@
 """PtE: where the user's profile stands, which one it is, and what it must not know."""
 
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +91,14 @@ def test_a_run_with_profiles_without_and_with_those_of_others(folder, tmp_path):
     assert torch.equal(shuffled.rows.sort(dim=0).values, full.profiles.rows.sort(dim=0).values)
     same = (shuffled.rows == full.profiles.rows).all(dim=1)
     assert not same.any()
+
+
+def test_profiles_of_users_with_other_ids_are_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    asked = json.loads((other / "asked.json").read_text())
+    (other / "asked.json").write_text(json.dumps(asked | {"ids_fingerprint": "0" * 16}))
+    with pytest.raises(InputError, match="are of users with other ids than shop-tiny has now"):
+        prepare(Spec(**SHORT, profiles=str(other)))
 
 
 def test_profiles_of_held_out_users_alone_are_refused(parts):

@@ -71,7 +71,8 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
 
 
 def records(path: Path, literal: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, record) of each line: a JSON object or, with `literal`, also the same as a Python literal.
+    """(number, record) of each line: a JSON object or, with `literal`, also the same as a Python literal. Halves of
+    surrogate pairs become question marks.
 
     Raises:
         InputError: a line is neither.
@@ -86,6 +87,8 @@ def records(path: Path, literal: bool = False) -> Iterator[tuple[int, dict[str, 
                 record = None
         if not isinstance(record, dict):
             raise wrong(path, f"{line!r:.40} is not a whole JSON object", number)
+        if "\\ud" in line.lower():  # half a pair, as where a text was cut within an emoji, is no character
+            record = json.loads(json.dumps(record, ensure_ascii=False).encode(errors="replace"))
         yield number, record
 
 

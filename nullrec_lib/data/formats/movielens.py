@@ -40,13 +40,18 @@ def read_100k(folder: Path | str, clock: str = "auto") -> Dataset:
 
 
 def read_1m(folder: Path | str, clock: str = "auto") -> Dataset:
-    """Read `ratings.dat` (user, item, rating, time) and `movies.dat` (id, title, genres; Latin-1), parted by `::`.
+    """Read `ratings.dat` (user, item, rating, time) and `movies.dat` (id, title, genres; UTF-8 or Latin-1), parted by `::`.
 
     Raises:
         InputError: as `read_100k`.
     """
     ratings, movies = one(Path(folder), "ratings.dat"), one(Path(folder), "movies.dat")
-    films = ((number, *row[:2], row[2].split("|")) for number, row in _split(movies, "::", 3, "latin-1"))
+    try:  # any bytes are Latin-1, and hardly any Latin-1 is UTF-8 by chance
+        movies.read_bytes().decode("utf-8")
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+    films = ((number, *row[:2], row[2].split("|")) for number, row in _split(movies, "::", 3, encoding))
     return _read(ratings, _split(ratings, "::", 4), movies, films, clock)
 
 
