@@ -344,7 +344,7 @@ def test_a_run_stores_everything_and_no_checkpoint(finished):
         "spec.json", "environment.json", "data.json", "history.json", "ranks.safetensors",
         "model.safetensors", "result.json"}
     assert folder.name == result["key"] == key(spec)
-    assert read(folder, "spec.json") == {"key": key(spec), "spec": dataclasses.asdict(spec)}
+    assert read(folder, "spec.json") == {"key": key(spec), "version": RESULTS_VERSION, "spec": dataclasses.asdict(spec)}
     assert read(folder, "result.json") == result
     assert Spec(**read(folder, "spec.json")["spec"]) == spec
     assert {"nullrec", "commit", "python", "torch", "numpy", "threads", "device"} <= set(
