@@ -53,8 +53,9 @@ def drift(runs: dict[str, Spec], root: Path = Path("runs"), most: int = 300, see
           rewrite: dict[str, Rewrite] | None = None) -> pd.DataFrame:
     """One row per run and drawn test example: what one interaction less does to it.
 
-    The interaction is drawn from those that the model sees; one older than these then comes into its view. A user's profile that stands beside the history is kept as it was, unless `rewrite` has the run's name: then the
-    profile is written anew from what is left.
+    The interaction is drawn from those that the model sees; one older than these then comes into its view. A user's
+    profile that stands beside the history is kept as it was, unless `rewrite` has the run's name: then the profile is
+    written anew from what is left.
 
     Args:
         runs: label → spec of a finished run under `root`; all on the same data and split.
@@ -63,7 +64,7 @@ def drift(runs: dict[str, Spec], root: Path = Path("runs"), most: int = 300, see
     Returns: columns `label`, `user`, `moved` (1 − cos of the state), `relative` (that, over the mean 1 − cos of two
         users' states: models whose states all point one way do not look stable by it), `kept` (share of the top 10
         that is still there; interactions before the target are not recommended), `rank` and `rank_after` of the target
-        among all items by raw dot product.
+        among all items by raw dot product, and `profiled`, whether a profile of the user stands beside the history.
 
     Raises:
         InputError: a run that is not there, or one of other data.
@@ -87,8 +88,10 @@ def _drift(spec: Spec, root: Path, split: Split, places: np.ndarray, out: np.nda
     users, targets = split.user_of(places), split.items[places]
     example = np.flatnonzero(np.isin(split.test, places))  # its noise is the one that evaluation drew
     contexts: tuple[dict, dict] = {}, {}
+    profiled = torch.zeros(len(places), dtype=torch.bool)
     if isinstance(model.method, PtE) and model.method.profiles is not None:
         contexts = _profiles(model.method, users, before, after, rewrite)
+        profiled = contexts[0]["profile"] != NOBODY
     scorer, found = Scorer(model), []
     seen = _padded(before, max(map(len, before)), split.n_items)
     for histories, context in zip((before, after), contexts):
@@ -107,7 +110,7 @@ def _drift(spec: Spec, root: Path, split: Split, places: np.ndarray, out: np.nda
     apart = 1 - float((one.sum(dim=0).square().sum() - n) / (n * (n - 1)))  # mean over pairs of users
     kept = (top[:, :, None] == top_after[:, None]).any(dim=2).float().mean(dim=1)
     return pd.DataFrame({"moved": moved, "relative": moved / apart, "kept": kept, "rank": rank,
-                         "rank_after": rank_after})
+                         "rank_after": rank_after, "profiled": profiled})
 
 
 def _profiles(method: PtE, users: np.ndarray, before: list, after: list, rewrite: Rewrite | None) -> tuple[dict, dict]:

@@ -94,8 +94,7 @@ def test_every_claim_has_a_source_and_a_known_verdict():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines()
             if line.startswith("| ") and not line.startswith(("| claim", "| ---"))]
     assert len(rows) > 30 and all(len(row) == 5 and row[0] and row[1] for row in rows)
-    assert {row[2] for row in rows} <= {"reproduced", "not reproduced", "not testable here", "open",
-                                        "open: part of the suite to come"}
+    assert {row[2] for row in rows} <= {"reproduced", "not reproduced", "not testable here", "open"}
     assert all(row[3] and row[4] for row in rows if not row[2].startswith("open"))
 
 
