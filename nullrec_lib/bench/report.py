@@ -95,8 +95,9 @@ def text(results: pd.DataFrame, engine: pd.DataFrame, profile: pd.DataFrame) -> 
         lines.append(f"{label}: {', '.join(str(value) for value in dict.fromkeys(everything[column]))}  ")
     lines += ["", "Made by `nullrec bench`. Seconds are medians; the variants of a case took turns, so a busy machine "
               "slowed all of them. Share of ceiling: the least time that the machine needs to move the bytes and do "
-              "the arithmetic that no implementation can avoid, over the time taken. Memory: the most that one call "
-              "takes beyond its inputs.", ""]
+              "the arithmetic that no implementation can avoid, over the time taken; above 100% where the machine was "
+              "freer than when its ceilings were measured. × bare product: the time over that of the matrix product alone. "
+              "Memory: the most that one call takes beyond its inputs.", ""]
     ceilings = results[results["case"] == "ceiling"]
     lines += _section("What the machine can do", [
         {"threads": str(int(row.threads)), "what": row.variant, "size": row.shape, "GB/s": _number(row.gb_per_s),

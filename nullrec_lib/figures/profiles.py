@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nullrec_lib.figures.style import PALETTE, axes_row, styled
 
@@ -17,17 +18,19 @@ def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
         frame: `side`, `round`, `distance` (NaN in the first round), `homogenisation`; see `profiles.loop.Round`.
         rates: side → fitted geometric rate, told in the legend; None is not told.
     """
-    figure, axes = axes_row(2)
+    figure, axes = axes_row(2, height=2.8)
     for colour, (side, rows) in zip(PALETTE, frame.groupby("side", sort=False)):
         rate = rates.get(side)
         label = f"{side}s" + (f": × {rate:.2f} per round" if rate is not None else "")
         axes[0].plot(rows["round"], rows["distance"], "o-", ms=4, lw=1.3, color=colour, label=label)
         axes[1].plot(rows["round"], rows["homogenisation"], "o-", ms=4, lw=1.3, color=colour)
-    axes[0].set(title="distance to the round before", xlabel="round", ylabel="mean √(2 − 2cos)", yscale="log")
-    axes[1].set(title="how alike profiles are", xlabel="round", ylabel="mean pairwise cosine")
+    axes[0].set(title="to the round before", xlabel="round", ylabel="mean √(2 − 2cos)", yscale="log")
+    axes[1].set(title="among profiles", xlabel="round", ylabel="mean cosine of pairs")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
     for ax in axes:
         ax.set_xticks(sorted(frame["round"].unique()))
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -54,6 +57,7 @@ def rewards(histories: dict[str, pd.DataFrame], smooth: int = 5) -> Figure:
     titles = "reward (items dashed)", "mean pairwise cosine", "divergence", "groups without spread"
     for ax, title in zip(axes, titles):
         ax.set(title=title, xlabel="step")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=max(1, len(histories)))
     return figure
 

@@ -7,8 +7,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nullrec_lib.figures.style import PALETTE, axes_row, styled
+
+SAID = {"test": "all items, authors", "test_consistent": "all items, consistent", "test_sampled": "sampled items, authors",
+        "test_consistent_sampled": "sampled items, consistent"}
 
 
 @styled
@@ -28,6 +32,7 @@ def learning_curves(frame: pd.DataFrame, columns: dict[str, str], label: str = "
         sns.lineplot(frame, x="epoch", y=column, hue="method", errorbar="sd", palette="colorblind", lw=1.3, ax=ax,
                      legend=ax is axes[0][-1], err_kws={"alpha": 0.15, "lw": 0})
         ax.set(title=title, ylabel=label, yscale="log" if log else "linear")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0][-1].get_legend_handles_labels()
     axes[0][-1].get_legend().remove()
     figure.legend(handles, labels, loc="outside right upper")
@@ -151,7 +156,8 @@ def scatter(frame: pd.DataFrame, x: str, columns: dict[str, str], by: str, label
 def group_heatmap(
     frame: pd.DataFrame, part: str, groups: list[str], metric: str = "N@10", by: str = "method"
 ) -> Figure:
-    """Rows × groups of users and items: the mean metric, coloured within each group from its worst to its best row.
+    """Rows × groups of users and items: the mean metric, coloured within each group from its worst (light) to its best
+    row.
 
     Args:
         frame: one row per run, with columns `<part> <metric>` and `<part> <group> <metric>`.
@@ -165,7 +171,8 @@ def group_heatmap(
     figure, axes = plt.subplots(figsize=(1 + 0.62 * mean.shape[1], 0.9 + 0.22 * len(mean)), layout="constrained")
     sns.heatmap(shade, annot=mean, fmt=".3f", cmap="crest", cbar=False, linewidths=0.5, annot_kws={"fontsize": 7},
                 ax=axes)
-    axes.set(xlabel="", ylabel="")
+    axes.set(xlabel="", ylabel="", title=f"{metric} among {SAID.get(part, part)}")
+    axes.grid(False)
     axes.tick_params(length=0)
     axes.set_xticklabels(axes.get_xticklabels(), rotation=30, ha="right")
     return figure

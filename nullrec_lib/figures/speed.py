@@ -22,7 +22,7 @@ def bench(frame: pd.DataFrame) -> Figure:
     # Where naive is the plain way, it stands in for it. Bars start at 1: to the left of it is slower.
     axes[0].barh(place, frame["over_plain"].fillna(frame["over_naive"]) - 1, left=1, color=PALETTE[0])
     axes[0].axvline(1, color="0.3", lw=0.9)
-    axes[0].set(xscale="log", xlabel="× plain PyTorch")
+    axes[0].set(xscale="log", xlabel="× plain (or naive) PyTorch")
     axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].set_yticks(place, labels, fontsize=7)
     axes[0].invert_yaxis()
