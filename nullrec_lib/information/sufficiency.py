@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import write_text
+from nullrec_lib.files import write_json, write_text
 from nullrec_lib.information.knife import Kernels, fit, log_density
-from nullrec_lib.machine import one_thread
+from nullrec_lib.machine import environment, one_thread
 from nullrec_lib.progress import bar
 from nullrec_lib.results import markdown
 
@@ -254,8 +254,8 @@ def verdicts(swept: pd.DataFrame) -> dict[str, str]:
 
 def report(frame: pd.DataFrame, swept: pd.DataFrame, about: str, folder: str | Path,
            more: dict[str, tuple[str, pd.DataFrame]] | None = None) -> None:
-    """Write a case study's `table` and `sweep` into `folder` as CSV, and both with the verdicts as Markdown; nothing where
-    `folder` is empty.
+    """Write a case study's `table` and `sweep` into `folder` as CSV, both with the verdicts as Markdown, and where they were
+    made as environment.json; nothing where `folder` is empty.
 
     Args:
         about: a sentence on what the embeddings are of.
@@ -278,10 +278,12 @@ def report(frame: pd.DataFrame, swept: pd.DataFrame, about: str, folder: str | P
     if flagged := flags(frame):
         text += ["\n".join(f"- {', '.join(pairs)}: {flag}." for flag, pairs in flagged.items())]
     text += ["## Noise and dimensions", markdown(wide.reset_index()),
-             "\n".join(f"- {claim}: **{said}**" for claim, said in verdicts(swept).items())]
+             "\n".join(f"- {claim}: **{said}**" for claim, said in verdicts(swept).items()),
+             "What an estimate misses makes it too low: `estimated below` a bound does not prove to be below it."]
     for heading, some in more.values():
         text += [f"## {heading}", markdown(some.reset_index().round(3))]
     write_text(Path(folder) / "sufficiency.md", "\n\n".join(text) + "\n")
+    write_json(Path(folder) / "environment.json", environment())
 
 
 def flags(frame: pd.DataFrame) -> dict[str, list[str]]:
