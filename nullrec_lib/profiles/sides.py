@@ -40,12 +40,14 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     part of its users. Nothing but `Visible` is looked at.
 
     Raises:
-        InputError: no finished build.
+        InputError: no finished build, or one of other items than it would be of now.
     """
     if finished(folder) is None:
         raise InputError(f"{folder}: no build has finished here; `nullrec profiles build --out` makes one.")
     loop, seen = resume(folder)
     encode, said = loop.encode, loop.store.last()
+    if (items := said.get(("item", False))) and [one.id for one, _ in items] != [loop.item_ids[n] for n in seen.subjects]:
+        raise InputError(f"{folder}: its profiles are of other items than a build of these data would be of; build it again.")
     made = {}
     make = lambda about, near, now: Reward(about, near, now, encode, lambda_collab, lambda_dist)
     whole = said.get(("user", False), [])
@@ -58,7 +60,7 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
         near = _near(loop, histories, seen.cuts[:, 0])
         # Neighbours are training users as a whole: rows of `user`.
         made["cut"] = _side("cut", cuts, make(_around(loop, histories), near, users))
-    if items := said.get(("item", False)):
+    if items:
         now = encode([one.text for one, _ in items])
         of = [np.searchsorted(seen.users, ids) for ids in seen.users_of(USERS)]
         of_users = users if whole else _around(loop, [seen.history(user) for user in seen.users])

@@ -243,7 +243,7 @@ def test_a_report_tells_verdicts_and_flags(tmp_path):
     assert "## And this" in (tmp_path / "sufficiency.md").read_text()
     assert (tmp_path / "more.csv").read_text() == "of,x\na,0.5\n"
     report(swept, swept, "", "")
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.mark.parametrize("change, said", [

@@ -204,6 +204,20 @@ def test_judged_beside_the_neighbours_as_they_were_built(profiles, tmp_path, mon
     assert again["start"] == record["start"] and again["end"] == record["end"]
 
 
+def test_a_build_of_other_items_is_refused(profiles, monkeypatch):
+    from nullrec_lib.profiles import sides as module
+
+    there = module.resume
+
+    def fewer(folder):
+        loop, seen = there(folder)
+        return loop, dataclasses.replace(seen, subjects=seen.subjects[1:])
+
+    monkeypatch.setattr(module, "resume", fewer)
+    with pytest.raises(InputError, match="its profiles are of other items"):
+        sides(profiles)
+
+
 def test_prompts_that_leave_no_room_are_told_before_training(profiles, tmp_path):
     with pytest.raises(InputError, match=r"max_tokens: 850 leave \d+ of the model's positions, and the longest prompt"):
         plan(profiles, tmp_path, dataclasses.replace(FEW, max_tokens=850))
