@@ -13,8 +13,8 @@ from torch import nn
 from nullrec_lib.backbones import WIDTHS
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import Prepared, build, prepare
 from nullrec_lib.methods.method import Method
+from nullrec_lib.preparing import Prepared, build, prepare
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Scorer, spread
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,134 +16,22 @@ import torch
 from safetensors import safe_open
 from threadpoolctl import threadpool_limits
 
-from nullrec_lib import data
-from nullrec_lib.backbones import BACKBONES, WIDTHS
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.groups import groups, thresholds, untouched
-from nullrec_lib.data.interactions import Dataset, core, cut
-from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
 from nullrec_lib.files import alone, write_json, write_tensors
-from nullrec_lib.language.encoder import embed_items, identity, short_name
+from nullrec_lib.language.encoder import short_name
 from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
-from nullrec_lib.methods.method import Material
 from nullrec_lib.nullspace import preservation
+from nullrec_lib.preparing import Prepared, arguments, build, fingerprint, prepare
 from nullrec_lib.processes import outcomes
-from nullrec_lib.profiles import vectors
-from nullrec_lib.profiles.vectors import UserProfiles
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import RESULTS_VERSION, Spec
 from nullrec_lib.training import BEST, CHECKPOINT, HISTORY, Recommender, Scorer, fit, load_weights, spread
 
 SPEC, RESULT, RANKS = "spec.json", "result.json", "ranks.safetensors"
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """The inputs of a run, shared by every spec with the same data, cut, split, encoder and scale."""
-
-    dataset: Dataset
-    split: Split
-    embeddings: np.ndarray
-    """(N, d_l) float32, unit norm times the scale; (N, 0) where the method reads no language."""
-    profiles: UserProfiles | None = None
-    """Of users, where the spec names a folder of profiles that has any."""
-
-
-def prepare(spec: Spec) -> Prepared:
-    """Load, cut, split and embed; kept for the next call with the same inputs."""
-    source = _source(spec)
-    dataset, parts = _interactions(*source, spec.keep, spec.split, spec.min_history, spec.split_seed)
-    if not spec.reads_language:
-        return Prepared(dataset, parts, np.zeros((dataset.n_items, 0), np.float32))
-    language = spec.encoder, identity(spec.encoder), spec.template, spec.scale
-    if spec.profiles is None:
-        return Prepared(dataset, parts, _embeddings(*source, *language))
-    return _with_profiles(spec, dataset, parts)
-
-
-def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
-    """Items by their profiles, and by their texts where they have none.
-
-    Raises:
-        InputError: the profiles are of other data or another split, or by another encoder.
-    """
-    found = vectors.load(Path(spec.profiles))
-    if found.about["split_fingerprint"] != parts.fingerprint():
-        raise InputError(f"profiles: those in {spec.profiles} were built for another split or other data "
-                         f"({found.about['data']}, {found.about['split']}); they may know what is held out here.")
-    if found.about["encoder"] != spec.encoder:
-        raise InputError(f"profiles: those in {spec.profiles} are embedded by {found.about['encoder']}, and the "
-                         f"encoder is {spec.encoder}; give one for both.")
-    if found.about.get("ids_fingerprint", dataset.ids_fingerprint()) != dataset.ids_fingerprint():
-        raise InputError(f"profiles: those in {spec.profiles} are of users with other ids than {spec.data} has now.")
-    texts = embed_items(dataset.items, spec.encoder, given=dataset.embeddings, template=spec.template)
-    rows = vectors.item_rows(found, list(dataset.items["item_id"]), texts)
-    scale = np.sqrt(rows.shape[1]) if spec.scale is None else spec.scale
-    trained = np.bincount(parts.training_interactions()[0], minlength=dataset.n_users)
-    users = vectors.beside_histories(found, list(dataset.user_ids), trained, spec.shuffle_profiles)
-    return Prepared(dataset, parts, (rows * scale).astype(np.float32), users)
-
-
-def _source(spec: Spec) -> tuple:
-    return spec.data, spec.clock, _changed(spec.data), spec.core
-
-
-def _changed(name: str) -> tuple:
-    """Files of a data set, when they were last written and how large (none if generated): what is kept in memory is of
-    these."""
-    if name in data.SHOPS:
-        return ()
-    told = {file.name: file.stat() for file in data.locate(name).glob("*") if file.is_file()}
-    return tuple((name, one.st_mtime_ns, one.st_size) for name, one in sorted(told.items()))
-
-
-@lru_cache(maxsize=2)
-def _dataset(name, clock, changed, at_least) -> Dataset:
-    return core(data.load(name, clock), at_least)
-
-
-@lru_cache(maxsize=2)
-def _interactions(name, clock, changed, at_least, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
-    dataset = cut(_dataset(name, clock, changed, at_least), keep)
-    return dataset, split(dataset, protocol, min_history, split_seed)
-
-
-@lru_cache(maxsize=32)
-def _fingerprint(*cut_and_split) -> str:
-    """That of `_interactions`: a grid looks for hundreds of runs on the same few, and hashing reads every text."""
-    return _interactions(*cut_and_split)[0].fingerprint()
-
-
-@lru_cache(maxsize=2)
-def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, template, scale) -> np.ndarray:
-    dataset = _dataset(name, clock, changed, at_least)
-    unit = embed_items(dataset.items, encoder, given=dataset.embeddings, template=template)
-    return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
-
-
-def build(spec: Spec, prepared: Prepared) -> Recommender | Ranker:
-    """The untrained model of a spec (a method on a backbone; its initial weights follow from the seed), or its rule."""
-    material = Material.of(prepared.split, torch.from_numpy(prepared.embeddings), prepared.profiles)
-    if spec.method in RULES:
-        return RULES[spec.method](material, **_arguments(RULES[spec.method], spec))
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.seed)
-        width = spec.width or WIDTHS[spec.backbone] or prepared.embeddings.shape[1]
-        method = METHODS[spec.method](material, **_arguments(METHODS[spec.method], spec) | {"width": width})
-        if len(set(method.widths)) != 1:
-            raise InputError(f"method: {spec.method} has views of widths {method.widths}; a backbone reads one width.")
-        length = spec.history_length + method.extra_tokens
-        arguments = _arguments(BACKBONES[spec.backbone], spec) | {"widths": method.widths, "length": length}
-        return Recommender(method, BACKBONES[spec.backbone](**arguments))
-
-
-def _arguments(callable_, spec: Spec) -> dict[str, Any]:
-    """The fields of a spec that a callable asks for by name."""
-    wanted = inspect.signature(callable_).parameters
-    return {name: value for name, value in asdict(spec).items() if name in wanted}
 
 
 def run(
@@ -269,7 +156,7 @@ def _train(spec: Spec, prepared: Prepared, model: Recommender, folder: Path, dev
     for examples in (train, valid, test):
         examples.context = model.method.context(examples)
     before, trained = Scorer(model).table.cpu(), torch.from_numpy(parts.popularity() > 0)
-    fitted = fit(model, train, valid, folder, memory_mb=memory_mb, **_arguments(fit, spec))
+    fitted = fit(model, train, valid, folder, memory_mb=memory_mb, **arguments(fit, spec))
     scorer = Scorer(model)
     table = scorer.table.cpu()
     ranks = {
@@ -431,5 +318,4 @@ def _finished(spec: Spec, root: Path) -> Path:
 
 
 def _folder(spec: Spec, root: Path) -> Path:
-    what = _fingerprint(*_source(spec), spec.keep, spec.split, spec.min_history, spec.split_seed)
-    return Path(root) / spec.key(what)
+    return Path(root) / spec.key(fingerprint(spec))

@@ -11,8 +11,9 @@ import torch
 
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import RESULT, SPEC, build, prepare
+from nullrec_lib.experiments import RESULT, SPEC
 from nullrec_lib.kernels.rank import top_k
+from nullrec_lib.preparing import build, prepare
 from nullrec_lib.spec import RESULTS_VERSION, Spec
 from nullrec_lib.training import BEST, Recommender, Scorer, load_weights
 

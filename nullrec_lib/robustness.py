@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import prepare, trained
+from nullrec_lib.experiments import trained
 from nullrec_lib.methods.pte import NOBODY, PtE
+from nullrec_lib.preparing import prepare
 from nullrec_lib.profiles.visible import served
 from nullrec_lib.spec import Spec
 from nullrec_lib.statistics import interval

@@ -19,12 +19,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from nullrec_lib import data, experiments, training
 from nullrec_lib.errors import InputError
-from nullrec_lib.language.encoder import DEFAULT
 from nullrec_lib.evaluation import metrics
-from nullrec_lib.experiments import learning_curves, prepare, run, run_all
+from nullrec_lib.experiments import learning_curves, run, run_all
 from nullrec_lib.language import encoder as encoder_module
-from nullrec_lib.results import summary
+from nullrec_lib.language.encoder import DEFAULT
+from nullrec_lib.preparing import build, prepare
 from nullrec_lib.profiles import vectors
+from nullrec_lib.results import summary
 from nullrec_lib.spec import RESULTS_VERSION, Spec, parse
 
 CLOCKS = {"seconds", "seconds_per_epoch", "seconds_per_evaluation", "evaluation_seconds", "peak_memory_mb"}
@@ -384,7 +385,7 @@ def test_the_stored_model_gives_the_stored_ranks(finished):
 
     spec, _, folder = finished
     prepared = prepare(spec)
-    model = experiments.build(spec, prepared)
+    model = build(spec, prepared)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     scorer = training.Scorer(model)
     again = rank_all(scorer, Examples(prepared.split, "test", spec.history_length), scorer.similarity)
@@ -566,11 +567,11 @@ def test_numpy_too_runs_on_the_threads_that_were_asked_for(tiny, tmp_path, monke
 
 def test_parameters_are_counted_where_items_and_dimensions_agree(tmp_path):
     """N + 1 = width: no square matrix of the backbone may pass for a padded table."""
-    prepared = experiments.prepare(Spec(data="shop-tiny", method="popularity"))
+    prepared = prepare(Spec(data="shop-tiny", method="popularity"))
     embeddings = np.random.default_rng(0).standard_normal((120, 128)).astype(np.float32)
     prepared = dataclasses.replace(prepared, embeddings=embeddings)
     for method, trainable, frozen in (("base", 120 * 121, 0), ("frozen", 0, 120 * 121), ("alphafuse", 120 * 60, 120 * 121)):
-        model = experiments.build(Spec(data="shop-tiny", method=method, width=121), prepared)
+        model = build(Spec(data="shop-tiny", method=method, width=121), prepared)
         backbone = sum(parameter.numel() for parameter in model.backbone.parameters())
         counts = model.parameter_counts()
         assert counts["params_trainable"] == backbone + trainable, method

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from nullrec_lib import experiments, grid
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import prepare
 from nullrec_lib.files import write_json, write_tensors
 from nullrec_lib.grid import PACKAGED, choose, load, plan, run_grid
 from nullrec_lib.methods import METHODS, RULES
+from nullrec_lib.preparing import prepare
 from nullrec_lib.spec import Spec
 
 SMALL = "data: shop-tiny\nepochs: 2\nwidth: 16\nnegatives: 8\nencoder: {encoder}\n"

@@ -12,7 +12,8 @@ from nullrec_lib import experiments
 from nullrec_lib.cli import app
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import build, prepare, run
+from nullrec_lib.experiments import run
+from nullrec_lib.preparing import build, prepare
 from nullrec_lib.recommend import recommend
 from nullrec_lib.training import Scorer
 

@@ -6,7 +6,8 @@ import pytest
 
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import prepare, run, stored_ranks
+from nullrec_lib.experiments import run, stored_ranks
+from nullrec_lib.preparing import prepare
 from nullrec_lib.profiles import build as builds
 from nullrec_lib.profiles.visible import served
 from nullrec_lib.recommend import recommend

@@ -14,10 +14,11 @@ from nullrec_lib import training
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import build, prepare, run
+from nullrec_lib.experiments import run
 from nullrec_lib.kernels import attend, dropout, infonce, lookup
 from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.methods import METHODS, runs_on
+from nullrec_lib.preparing import build, prepare
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import CHECKPOINT, HISTORY, Optimiser, Scorer, fit
 

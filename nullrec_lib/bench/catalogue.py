@@ -11,7 +11,7 @@ from nullrec_lib.bench.engine import TURN, Ours, often
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.splits import Split
-from nullrec_lib.experiments import Prepared, build
+from nullrec_lib.preparing import Prepared, build
 from nullrec_lib.spec import Spec
 
 SIZES = {True: (10_000, 100_000), False: (10_000, 100_000, 1_000_000)}

@@ -14,7 +14,7 @@ from nullrec_lib.bench import reference
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.evaluation import rank_all
-from nullrec_lib.experiments import build, prepare
+from nullrec_lib.preparing import build, prepare
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Optimiser, Recommender, Scorer
 

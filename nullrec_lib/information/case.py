@@ -22,9 +22,10 @@ from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.interactions import Dataset
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import prepare, run_all, trained
+from nullrec_lib.experiments import run_all, trained
 from nullrec_lib.files import alone, write_tensors
 from nullrec_lib.methods.method import Adapted
+from nullrec_lib.preparing import prepare
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Recommender, Scorer, fit
 

@@ -11,8 +11,8 @@ from nullrec_lib.backbones.dreamrec import DreamRec, _mix, _sinusoids, gaussian
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import Prepared, build
 from nullrec_lib.kernels.lookup import Items, Table
+from nullrec_lib.preparing import Prepared, build
 from nullrec_lib.spec import Spec
 
 MASK = 2**64 - 1

@@ -10,7 +10,6 @@ from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics, rank_all
-from nullrec_lib.experiments import Prepared, build
 from nullrec_lib.files import write_tensors
 from nullrec_lib.kernels.lookup import Items, Tokens
 from nullrec_lib.methods import METHODS, RULES, runs_on
@@ -19,6 +18,7 @@ from nullrec_lib.methods.method import Material, Method, id_table, pad_row
 from nullrec_lib.methods.popularity import Popularity
 from nullrec_lib.methods.textknn import TextKNN
 from nullrec_lib.nullspace import decompose
+from nullrec_lib.preparing import Prepared, build
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Scorer, load_weights, fit
 

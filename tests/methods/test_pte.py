@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from nullrec_lib import data
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.splits import split
-from nullrec_lib import data
 from nullrec_lib.errors import InputError
-from nullrec_lib.experiments import build, prepare, run
+from nullrec_lib.experiments import run
 from nullrec_lib.kernels.lookup import Items
 from nullrec_lib.methods.method import Material
 from nullrec_lib.methods.pte import PtE
+from nullrec_lib.preparing import build, prepare
 from nullrec_lib.profiles import build as builds
 from nullrec_lib.profiles import vectors
 from nullrec_lib.profiles.vectors import UserProfiles, Vectors
