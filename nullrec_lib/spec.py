@@ -147,7 +147,10 @@ class Spec:
         if self.method in METHODS:
             names |= {"backbone", "width"}
             readers += [BACKBONES[self.backbone], fit]
-        return names | {name for reader in readers for name in inspect.signature(reader).parameters} & set(asdict(self))
+        names |= {name for reader in readers for name in inspect.signature(reader).parameters} & set(asdict(self))
+        # Options of what is not there.
+        names -= {"exclude_history"} if self.negatives == 0 else set()
+        return names - ({"align_temperature"} if self.alignment == "cosine" else set())
 
     @property
     def reads_language(self) -> bool:

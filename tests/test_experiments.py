@@ -210,6 +210,13 @@ def test_a_field_that_the_method_does_not_read_is_refused(method, name):
         Spec(method=method, **{name: CHANGES[name][0]})
 
 
+@pytest.mark.parametrize("options, name", [({"negatives": 0, "exclude_history": True}, "exclude_history"), (
+    {"method": "rlmrec-gen", "alignment": "cosine", "align_temperature": 0.5}, "align_temperature")])
+def test_an_option_of_what_is_not_there_is_refused(options, name):
+    with pytest.raises(InputError, match=f"{name}: method .* does not read it"):
+        Spec(**options)
+
+
 @pytest.mark.parametrize("name, value", [("clock", "time"), ("core", 5), ("keep", "last:5"), ("min_history", 0),
                                          ("split_seed", 1)])
 def test_a_given_split_reads_nothing_that_cuts_users(name, value):
