@@ -205,7 +205,7 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
         flat = lambda one: {name: value for name, value in one.items() if name != "settings"} | {
             "context": one["settings"].get("context")}
         mine, theirs = flat(asked), flat(found)
-        differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        differ = sorted(name for name in theirs if mine.get(name) != theirs[name])  # an older build may not say all
         if differ:
             raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
         return
