@@ -103,7 +103,8 @@ def gains(folders: list[Path], out: Path) -> Path:
     all_ = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(out).glob("*.json"))}
     rows = [_gained(name, one, which) for name, one in all_.items() for which in one["gain"]]
     text = ["# What policies gained", "K candidates of each judged subject before and after GRPO, sampled alike; "
-            "`held_out` subjects were never learned from. Gains are paired over subjects, with 95% intervals (t); at equal "
+            "`held_out` subjects were never learned from; both are judged beside the neighbours' profiles as they were built. "
+            "Gains are paired over subjects, with 95% intervals (t); at equal "
             "length all texts are cut to the shortest tenth's. `useless` is the share of texts that are no profile, "
             "whose reward is the least there is: part of a gain is fewer of these, and the gain of the useful ones alone stands "
             "beside. `alike` is the mean cosine of two "
