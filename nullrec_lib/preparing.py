@@ -82,7 +82,9 @@ def _changed(name: str) -> tuple:
     these."""
     if name in data.SHOPS:
         return ()
-    told = {file.name: file.stat() for file in data.locate(name).glob("*") if file.is_file()}
+    folder = data.locate(name)
+    files = [file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file()]
+    told = {str(file.relative_to(folder)): file.stat() for file in files}
     return tuple((name, one.st_mtime_ns, one.st_size) for name, one in sorted(told.items()))
 
 
