@@ -21,6 +21,7 @@ from nullrec_lib.language.encoder import embed_items, identity
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.method import Material
 from nullrec_lib.profiles import vectors
+from nullrec_lib.profiles.build import refuse_old
 from nullrec_lib.profiles.vectors import UserProfiles
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Recommender
@@ -63,13 +64,17 @@ def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
     if found.about["encoder"] != spec.encoder:
         raise InputError(f"profiles: those in {spec.profiles} are embedded by {found.about['encoder']}, and the "
                          f"encoder is {spec.encoder}; give one for both.")
+    refuse_old(spec.profiles, found.about)
     if found.about.get("ids_fingerprint", dataset.ids_fingerprint()) != dataset.ids_fingerprint():
         raise InputError(f"profiles: those in {spec.profiles} are of users with other ids than {spec.data} has now.")
     texts = embed_items(dataset.items, spec.encoder, given=dataset.embeddings, template=spec.template)
     rows = vectors.item_rows(found, list(dataset.items["item_id"]), texts)
     scale = np.sqrt(rows.shape[1]) if spec.scale is None else spec.scale
     trained = np.bincount(parts.training_interactions()[0], minlength=dataset.n_users)
-    users = vectors.beside_histories(found, list(dataset.user_ids), trained, spec.shuffle_profiles)
+    validates = np.zeros(dataset.n_users, bool)
+    if parts.protocol != "leave-one-out":  # where everybody holds out a test item
+        validates[parts.user_of(parts.valid)] = True
+    users = vectors.beside_histories(found, list(dataset.user_ids), trained, validates, spec.shuffle_profiles)
     return Prepared(dataset, parts, (rows * scale).astype(np.float32), users)
 
 

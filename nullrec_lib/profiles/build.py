@@ -204,12 +204,23 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
         # Of the settings one alone, which decides the prompts: what else can change a text is in the revision.
         flat = lambda one: {name: value for name, value in one.items() if name != "settings"} | {
             "context": one["settings"].get("context")}
+        refuse_old(out, found)
         mine, theirs = flat(asked), flat(found)
         differ = sorted(name for name in theirs if mine.get(name) != theirs[name])  # an older build may not say all
         if differ:
             raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
         return
     write_json(path, asked)
+
+
+def refuse_old(folder: Path | str, asked: dict[str, Any]) -> None:
+    """
+    Raises:
+        InputError: a build of drawn users from when their held-out items had profiles too: which ones have tells of these.
+    """
+    if asked.get("limit_users") is not None and "ids_fingerprint" not in asked:
+        raise InputError(f"{folder}: which items have a profile there depends on held-out interactions, as it did in older "
+                         "builds of drawn users; build in another folder.")
 
 
 def export(folder: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ from nullrec_lib.language.tuning import save
 from nullrec_lib.language.writers.local import Local, encode_prompt, find, load_model, load_tokenizer
 from nullrec_lib.profiles.convergence import mean_cosine
 from nullrec_lib.profiles.judging import Parts, candidates, gain, judge, part
-from nullrec_lib.profiles.prompts import degenerate
+from nullrec_lib.profiles.prompts import answered, degenerate
 from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, sides
 from nullrec_lib.progress import bar
@@ -218,7 +218,7 @@ class Rewarder:
             self.share()
             for name, reward in self.rewards.items():
                 reward.refresh(self.pending[name])
-        texts = [one[0]["content"] for one in completions]
+        texts = [answered(one[0]["content"]) for one in completions]
         total = np.zeros(len(texts))
         for name, reward in self.rewards.items():
             some = np.array([at for at, one in enumerate(kind) if one == name], np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.profiles.convergence import mean_cosine
-from nullrec_lib.profiles.prompts import degenerate
+from nullrec_lib.profiles.prompts import answered, degenerate
 from nullrec_lib.profiles.sides import Side
 from nullrec_lib.progress import bar
 from nullrec_lib.statistics import interval
@@ -42,7 +42,7 @@ def candidates(writer: Writer, K: int, seed: int, made: dict[str, Side], parts: 
             asked = [Prompt(side.prompts[place]) for place in places[:JUDGED]]
             written[kind, which] = []
             for k in range(K):
-                written[kind, which].append(writer.write(asked, seed + k))
+                written[kind, which].append([answered(text) for text in writer.write(asked, seed + k)])
                 progress.update()
     return written
 

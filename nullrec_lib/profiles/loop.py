@@ -299,7 +299,8 @@ class Loop:
     def write(
         self, kind: str, asked: list[Prompt], what: str, seed: int | None = None
     ) -> tuple[list[tuple[str, bool]], int, list[str]]:
-        """Texts of prompts, each with whether it is a fallback; those that are stored are not asked for again.
+        """Texts of prompts, each with whether it is a fallback; what is stored stays, and is asked for again only to share
+        the batch of one that is missing.
 
         → answers, how many were written now, and their keys. `seed` is another than the loop's.
         """

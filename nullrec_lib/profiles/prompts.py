@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,8 @@ VERSION = 1
 WORDS = 40
 """Words of one text in a prompt; what is longer is cut there."""
 NOTHING = "(none)"
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
+CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Japanese and Chinese: each is about a word."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def answered(text: str) -> str:
 
 def degenerate(text: str) -> bool:
     """Whether an answer is no profile: hardly a word, hardly a letter, one phrase over and over, or the prompt's own
-    tags. In scripts without spaces each character counts as a word."""
-    words = re.findall(f"[{UNSPACED}]|[^\\s{UNSPACED}]+", text.lower())
-    letters = sum(letter.isalpha() for letter in text)
+    tags. A long text without spaces is none of these: not every script parts its words."""
+    words = re.findall(f"[{CHARACTERS}]|[^\\s{CHARACTERS}]+", text.lower())
+    few = len(words) < 2 and (len(text) < 20 or len(set(text)) < 6)
+    letters = sum(unicodedata.category(sign)[0] in "LM" for sign in text)
     looped = len(words) >= 12 and len(set(words)) < 0.34 * len(words)
-    return len(words) < 2 or letters < 0.5 * len(text) or looped or bool(re.search(r"</?[a-z]+>", text))
+    return few or letters < 0.5 * len(text) or looped or bool(re.search(r"</?[a-z]+>", text))

@@ -47,7 +47,8 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     loop, seen = resume(folder)
     encode, said = loop.encode, loop.store.last()
     if (items := said.get(("item", False))) and [one.id for one, _ in items] != [loop.item_ids[n] for n in seen.subjects]:
-        raise InputError(f"{folder}: its profiles are of other items than a build of these data would be of; build it again.")
+        raise InputError(f"{folder}: its profiles are of other items than a build of these data would be of; build in "
+                         "another folder.")
     made = {}
     make = lambda about, near, now: Reward(about, near, now, encode, lambda_collab, lambda_dist)
     whole = said.get(("user", False), [])

@@ -123,12 +123,13 @@ def item_rows(vectors: Vectors, item_ids: list[str], texts: np.ndarray) -> np.nd
     return rows
 
 
-def beside_histories(vectors: Vectors, user_ids: list[str], trained: np.ndarray,
+def beside_histories(vectors: Vectors, user_ids: list[str], trained: np.ndarray, validates: np.ndarray,
                      shuffled: int | None = None) -> UserProfiles | None:
     """The users' vectors by user number; None where there are none.
 
     Args:
         trained: (U,) training interactions of each user.
+        validates: (U,) whether what a user holds out is for validation alone.
         shuffled: a seed: the control in which users have each other's vectors, see `_shuffled`.
     """
     if not len(vectors.users):
@@ -138,16 +139,17 @@ def beside_histories(vectors: Vectors, user_ids: list[str], trained: np.ndarray,
     order = np.lexsort((cuts[:, 1], cuts[:, 0]))
     cuts, rows = cuts[order], vectors.users[order]
     if shuffled is not None:
-        rows = rows[_shuffled(cuts, cuts[:, 1] <= trained[cuts[:, 0]], shuffled)]
+        part = np.where(cuts[:, 1] <= trained[cuts[:, 0]], 0, np.where(validates[cuts[:, 0]], 1, 2))
+        rows = rows[_shuffled(cuts, part, shuffled)]
     return UserProfiles(torch.from_numpy(cuts), torch.from_numpy(rows))
 
 
-def _shuffled(cuts: np.ndarray, trains: np.ndarray, seed: int) -> np.ndarray:
+def _shuffled(cuts: np.ndarray, part: np.ndarray, seed: int) -> np.ndarray:
     """(C,) the row whose vector each row of `cuts` (user and cut) gets: another user's, of the same cut or the nearest
-    ones. What is made of training interactions alone (`trains`) goes to its like, as no training example may read what
-    somebody's held-out interactions say."""
+    ones. What is made of training interactions alone, of validation users' and of the others' (`part` 0, 1, 2) goes to
+    its like: no training example may read what somebody holds out, and no validation example what is there to test."""
     taken = np.arange(len(cuts))
-    for some in (np.flatnonzero(trains), np.flatnonzero(~trains)):
+    for some in (np.flatnonzero(part == number) for number in range(3)):
         # Around a ring by cut, in a drawn order within each, by the fewest steps that bring everybody another's.
         ring = some[np.lexsort((np.random.default_rng(seed).permutation(len(some)), cuts[some, 1]))]
         turns = [np.roll(ring, steps) for steps in range(1, min(len(ring), 100))]

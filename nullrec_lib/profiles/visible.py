@@ -90,7 +90,8 @@ def visible(
     chosen = np.ones(count, bool)
     if limit_users is not None and limit_users < count:
         chosen[:] = False
-        chosen[np.random.default_rng(seed).permutation(count)[:limit_users]] = True
+        # Not the very draw by which a split without times parts its users: its first ones all train.
+        chosen[np.random.default_rng([seed, 1]).permutation(count)[:limit_users]] = True
 
     asked = [_cuts(split, places, np.array(cuts)) for places in (split.train, split.valid, split.test)]
     if split.protocol == "leave-one-out":

@@ -210,13 +210,12 @@ def test_densities_take_one_thread_and_give_the_others_back(monkeypatch):
 
 def test_a_verdict_needs_every_setting():
     frame = pd.DataFrame({"u": "a", "v": "b", "isi": [0.9, 0.97], "isi low": [0.88, 0.96], "isi high": [0.92, 0.98]})
-    assert verdict(frame, "a", "b", 0.8, above=True) == "holds"
-    assert verdict(frame, "a", "b", 0.99, above=True) == "estimated below" == verdict(frame, "a", "b", 0.99, above=False)
-    assert verdict(frame, "a", "b", 0.95, above=True) == "not stable"
-    assert verdict(frame, "a", "b", 0.9, above=True) == "undecided"
-    assert verdict(frame, "a", "b", 0.85, above=False) == "does not hold"
-    assert verdict(frame.assign(isi=[0.9, np.nan]), "a", "b", 0.8, above=True) == "undecided"
-    assert verdict(frame, "b", "a", 0.8, above=True) == "undecided"
+    assert verdict(frame, "a", "b", 0.8) == verdict(frame, "a", "b", 0.85) == "above"
+    assert verdict(frame, "a", "b", 0.99) == "below"
+    assert verdict(frame, "a", "b", 0.95) == "not stable"
+    assert verdict(frame, "a", "b", 0.9) == "undecided"
+    assert verdict(frame.assign(isi=[0.9, np.nan]), "a", "b", 0.8) == "undecided"
+    assert verdict(frame, "b", "a", 0.8) == "undecided"
 
 
 def test_a_sweep_has_every_setting():
@@ -231,11 +230,11 @@ def test_a_report_tells_verdicts_and_flags(tmp_path):
     named = {"lm": lm, "fusion": lm @ random.standard_normal((4, 4)), "id": random.standard_normal((120, 3))}
     swept = sweep(named, [0.1, 0.2], [4], seeds=(1,), kernels=Kernels(epochs=1))
     found = verdicts(swept)
-    assert found == {"language tells over 95% of the fusion": "holds",
-                     "the fusion tells under 85% of language": "does not hold"}
+    assert found == {"language tells over 95% of the fusion: estimated": "above",
+                     "the fusion tells under 85% of language: estimated": "above"}
     report(table(matrix(named, (1,), 4, 0.1, Kernels(epochs=1))), swept, "Of nothing.", tmp_path)
     text = (tmp_path / "sufficiency.md").read_text()
-    assert "**holds**" in text and "**does not hold**" in text
+    assert text.count(": estimated **above**") == 2 and "what p(V) misses too high" in text
     assert any("lm → fusion" in line and ": h(V|U) is negative" in line for line in text.splitlines())
     assert len(pd.read_csv(tmp_path / "sufficiency.csv")) == 6 and len(pd.read_csv(tmp_path / "sufficiency_sweep.csv")) == 12
     assert text.count("keep fewer principal components") == 2  # one line per shape, not one per pair

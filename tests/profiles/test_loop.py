@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
 from nullrec_lib.language.writers import Prompt, WriterError
+from nullrec_lib.preparing import prepare
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.build import build, export, own_user
 from nullrec_lib.profiles.convergence import distances
@@ -234,6 +235,20 @@ def test_a_build_is_gone_on_with_only_as_it_was_asked_for(tmp_path, monkeypatch)
         builds.resume(tmp_path / "p")
 
 
+def test_builds_whose_items_tell_what_is_held_out_are_refused(tmp_path):
+    from nullrec_lib.spec import Spec
+
+    build(tmp_path / "p", data="shop-tiny", rounds=1, limit_users=8, say=len)
+    path = tmp_path / "p/asked.json"
+    old = json.loads(path.read_text())
+    del old["ids_fingerprint"]
+    path.write_text(json.dumps(old))
+    for read in (lambda: prepare(Spec(data="shop-tiny", method="pte", profiles=str(tmp_path / "p"))),
+                 lambda: build(tmp_path / "p", data="shop-tiny", rounds=1, limit_users=8, say=len)):
+        with pytest.raises(InputError, match="depends on held-out interactions"):
+            read()
+
+
 def test_an_encoder_is_looked_at_before_anything_is_written(tmp_path):
     for encoder in ("server:http://me:s3cret@host/v1#m", str(tmp_path / "nowhere.safetensors")):
         with pytest.raises(InputError):
@@ -333,7 +348,8 @@ def test_shuffled_profiles_are_the_same_of_other_users():
     ids, rows = ["u0", "u1", "u2", "u3"], np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
     found = Vectors(["i0"], rows[:1], sorted(ids * 2), np.tile([1, 3], 4), rows, {})
     trained = np.array([5, 5, 0, 0])  # the last two are held out
-    right, wrong = (beside_histories(found, ids, trained, shuffled=seed) for seed in (None, 1))
+    validates = np.array([False, False, False, False])
+    right, wrong = (beside_histories(found, ids, trained, validates, shuffled=seed) for seed in (None, 1))
     assert right.cuts.tolist() == wrong.cuts.tolist() and right.rows.tolist() == rows.tolist()
     taken = [right.rows.tolist().index(row) for row in wrong.rows.tolist()]
     assert sorted(taken) == list(range(8))
@@ -342,12 +358,20 @@ def test_shuffled_profiles_are_the_same_of_other_users():
     assert ((users[taken] < 2) == (users < 2)).all()  # nobody who trains reads what is held out
 
 
+def test_validation_users_get_none_of_what_is_there_to_test():
+    ids, rows = [f"u{n}" for n in range(12)], np.eye(12, dtype=np.float32)
+    found = Vectors([], rows[:0], ids, np.ones(12, np.int64), rows, {})
+    part = np.arange(12) // 4  # training, validation and test users
+    wrong = beside_histories(found, ids, np.where(part == 0, 5, 0), part == 1, shuffled=4)
+    assert (part[wrong.rows.argmax(dim=1).numpy()] == part).all()
+
+
 def test_users_alone_with_their_length_get_the_nearest_ones():
     """Under leave-one-out cuts are as long as histories: who is alone with a length must not keep the own vector."""
     ids, rows = [f"u{n}" for n in range(30)], np.eye(60, dtype=np.float32)
     found = Vectors([], rows[:0], sorted(ids * 2, key=ids.index), np.array([10 * n + m for n in range(30) for m in (5, 6)]),
                     rows, {})
-    wrong = beside_histories(found, ids, np.full(30, 1000), shuffled=4)
+    wrong = beside_histories(found, ids, np.full(30, 1000), np.zeros(30, bool), shuffled=4)
     taken = wrong.rows.argmax(dim=1).numpy() // 2
     assert (taken != np.repeat(np.arange(30), 2)).all()
     assert np.median(np.abs(taken - np.repeat(np.arange(30), 2))) <= 2

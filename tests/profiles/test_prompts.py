@@ -52,6 +52,9 @@ def test_nonsense_is_found(text):
 def test_scripts_without_spaces_are_words_too():
     assert not prompts.degenerate("喜欢户外运动，经常购买帐篷和登山鞋。") and prompts.degenerate("好好好好好好好好好好好好好好")
     assert prompts.degenerate("好")
+    thai = "ชอบกิจกรรมกลางแจ้ง มักซื้อเต็นท์และรองเท้าเดินป่า สนใจอุปกรณ์ที่มีน้ำหนักเบาและทนทาน สำหรับการเดินทางในวันหยุดกับครอบครัว"
+    burmese = "ပြင်ပလှုပ်ရှားမှုများကို နှစ်သက်ပြီး တဲများနှင့် တောင်တက်ဖိနပ်များကို မကြာခဏ ဝယ်ယူလေ့ရှိသည်"
+    assert not any(map(prompts.degenerate, (thai, thai.replace(" ", ""), burmese)))
     assert prompts.answered(" <think>so\nwhat</think>\n\nLikes tents.") == prompts.answered("Likes tents.") == "Likes tents."
 
 

@@ -74,6 +74,14 @@ def test_a_limit_draws_users_and_keeps_their_items_only():
     assert set(np.concatenate(seen.users_of(50)).tolist()) <= set(seen.users.tolist())
 
 
+def test_users_are_drawn_from_all_parts_of_a_split_by_shuffle():
+    """Not by the split's own shuffle: the first of that all train."""
+    dataset, _ = toy([[n % 8, (n + 1) % 8, (n + 2) % 8] for n in range(200)], [0])
+    parts = split(dataset, "cold-start")
+    seen = visible(dataset, parts, limit_users=100)
+    assert 60 <= len(seen.users) < 95 and len(np.setdiff1d(seen.cuts[:, 0], seen.users)) > 5
+
+
 def test_which_items_have_a_profile_does_not_depend_on_what_is_held_out():
     now = [[0, 1, 2], [1, 2], [3, 4, 5, 6]]
     one, two = (visible(*toy(sequences, [0, 1]), cuts=(1, 3), limit_users=3)
