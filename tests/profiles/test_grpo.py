@@ -223,6 +223,12 @@ def test_prompts_that_leave_no_room_are_told_before_training(profiles, tmp_path)
         plan(profiles, tmp_path, dataclasses.replace(FEW, max_tokens=850))
 
 
+def test_thoughts_before_an_answer_are_not_judged():
+    rewarder, _ = literal()
+    found, _ = called(rewarder, ["<think>of what?</think> fair words", "bad words"], ["user", "user"], [1, 1])
+    assert found == pytest.approx([0.8, 0.0])
+
+
 def test_a_group_that_says_nothing_leaves_the_subject_as_it_was():
     rewarder, _ = literal()
     called(rewarder, ["good", "good"], ["user", "user"], [0, 0])  # one word is no profile
