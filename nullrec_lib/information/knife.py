@@ -123,8 +123,8 @@ class Density(nn.Module):
             offsets = np.stack([residual[found.labels_ == k].mean(axis=0) for k in range(K)])
             residual = residual - offsets[found.labels_]
         covariance = _covariance(residual)
-        one = kernels.covariance == "full" or d == 1  # of one column there are no few directions
-        self.noise = Full(covariance) if one else LowRank(covariance, kernels.rank)
+        full = kernels.covariance == "full" or d == 1  # one column has no few directions
+        self.noise = Full(covariance) if full else LowRank(covariance, kernels.rank)
         start = np.concatenate([np.log(shares), offsets.ravel(), np.zeros(K * d)])
         self.start = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         self.K, self.d, self.network = K, d, None
