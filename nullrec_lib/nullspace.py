@@ -7,6 +7,7 @@ the texts differ; the rest is the *null space*, where an ID embedding can live w
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 
 from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.covariance import covariance as moments
+from nullrec_lib.machine import one_thread
 
 STANDARDISE = ("all", "row", "none")
 BASES = ("principal", "random")
@@ -128,7 +130,9 @@ def decompose(
         if rules[name] is not None and not rules[name] >= 0:
             raise InputError(f"{name}: {rules[name]} is not a number of at least 0.")
 
-    values, vectors = np.linalg.eigh(sigma)
+    # Beside other work on the same cores, threads of a small decomposition wait for each other for seconds.
+    with one_thread() if full <= 1024 else nullcontext():
+        values, vectors = np.linalg.eigh(sigma)
     spectrum, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
     # An eigenvector's sign is arbitrary: fix it, so that the same texts give the same table everywhere.
     vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(full)] < 0, -1.0, 1.0)
