@@ -166,7 +166,8 @@ class Spec:
         if "encoder" in content:
             content["encoder"] = identity(self.encoder)
         if self.shuffle_profiles is not None or 0 in (self.threshold, self.relative_threshold):
-            content["made"] = 2  # otherwise than when this version began, and nothing else is
+            # What these give has changed since the version began; a new one would rename every other run too.
+            content["made"] = 2
         if "profiles" in content:
             content["profiles"] = profiles_identity(self.profiles)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -91,6 +91,16 @@ def test_exactly_null_directions_carry_exactly_zero():
         assert np.isfinite(space.project(some)).all()
 
 
+def test_a_small_decomposition_takes_one_thread(monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    seen, there = [], np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda *given: seen.append(
+        {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}) or there(*given))
+    decompose(rows(50, 8), null_dim=2)
+    assert seen == [{1}]
+
+
 def test_rounding_noise_is_not_blown_up():
     # Three directions hold nothing but noise at 1e-7 of the rest, that is 1e-14 of the variance.
     E = rows(200, 8)

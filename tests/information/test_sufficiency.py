@@ -218,6 +218,12 @@ def test_a_verdict_needs_every_setting():
     assert verdict(frame, "b", "a", 0.8) == "undecided"
 
 
+def test_a_seed_below_0_is_named():
+    u, v, _ = gaussians(2, 0.5, 60)
+    with pytest.raises(InputError, match="seeds: give at least one, and none below 0"):
+        sufficiency(u, v, seeds=(-3,))
+
+
 def test_a_sweep_has_every_setting():
     u, v, _ = gaussians(4, 0.8, 200)
     swept = sweep({"u": u, "v": v}, [0.1, 0.3], [2, None], seeds=(1,), kernels=Kernels(epochs=1), pairs=[("u", "v")])

@@ -175,6 +175,7 @@ def test_a_text_is_there_before_the_others(scripted):
 
 @pytest.mark.parametrize("content, text", [
     (None, ""), ("", ""), (" \n two  words\n", "two  words"), ("ende…", "ende…"),
+    ("half \ud83d of it", "half ? of it"),
 ])
 def test_a_text_is_what_was_said(scripted, content, text):
     scripted.answer = lambda body, nth: said(content, refusal="I would rather not.")

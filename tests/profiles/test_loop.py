@@ -249,6 +249,24 @@ def test_builds_whose_items_tell_what_is_held_out_are_refused(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("epsilon", [float("nan"), -0.1])
+def test_an_epsilon_that_is_none(epsilon, tmp_path):
+    with pytest.raises(InputError, match="epsilon: .* is not a finite number of at least 0"):
+        build(tmp_path / "p", data="shop-tiny", rounds=1, epsilon=epsilon, say=len)
+
+
+def test_around_an_item_without_users_profiles_are_the_texts_of_their_histories(tmp_path):
+    from nullrec_lib.profiles.sides import sides
+
+    build(tmp_path / "p", data="shop-tiny", rounds=1, limit_users=8, mode="item-only", say=len)
+    made, side = sides(tmp_path / "p")
+    seen, texts = made.visible, made.encode(list(made.visible.texts))
+    of = seen.users_of(50)[0]
+    assert len(of)
+    mean = np.mean([texts[seen.history(user)].mean(axis=0) for user in of], axis=0)
+    assert side["item"].reward.about[0] == pytest.approx(mean, abs=1e-5)
+
+
 def test_an_encoder_is_looked_at_before_anything_is_written(tmp_path):
     for encoder in ("server:http://me:s3cret@host/v1#m", str(tmp_path / "nowhere.safetensors")):
         with pytest.raises(InputError):
