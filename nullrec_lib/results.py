@@ -22,7 +22,7 @@ PARTS = {
 """Prefix of the metric columns → what the scoring protocol is. The sampled ones are leave-one-out's."""
 
 GROUPS = ("tail_item", "head_item", "tail_user", "head_user", "tail_user_tail_item", "tail_user_head_item",
-          "head_user_tail_item", "head_user_head_item", "cold_item")
+          "head_user_tail_item", "head_user_head_item", "cold_item", "new_item", "repeated_item")
 
 
 def summary(frame: pd.DataFrame, columns: list[str], by: str = "method") -> pd.DataFrame:
@@ -102,6 +102,11 @@ def report(
     if "threshold tail_user" in frame:
         text.append(f"Tail users have fewer than {first['threshold tail_user']} interactions before the target, tail "
                     f"items fewer than {first['threshold tail_item']} training interactions; cold items have none.")
+    if again := _counts(frame, "test").get("repeated_item"):
+        text.append(
+            f"{again:,} test targets ({again / first['test_examples']:.1%}) are items that the user has had before. Scored "
+            "`consistent`, such a target is the only earlier item that competes, so that a model which ranks what a user had "
+            "is given it: there compare models by their figures of new items.")
     if first["notes"]:
         text.insert(2, first["notes"])
     if notes:
@@ -138,11 +143,18 @@ def report(
 
 
 def by_group(frame: pd.DataFrame, part: str, metric: str, by: str = "method") -> pd.DataFrame:
-    """Mean ± sd of a metric in each of `GROUPS`, one row per value of `by`; the number of examples in the header."""
-    counts = {group: int(frame[f"{part} {group} n"].iloc[0]) for group in GROUPS}
-    columns = {f"{part} {group} {metric}": f"{group.replace('_', ' ')} ({counts[group]:,})" for group in GROUPS
-               if counts[group]}
+    """Mean ± sd of a metric in each of `GROUPS` that holds some examples and not all, one row per value of `by`; the
+    number of examples in the header."""
+    counts = _counts(frame, part)
+    columns = {f"{part} {group} {metric}": f"{group.replace('_', ' ')} ({n:,})" for group, n in counts.items()
+               if 0 < n < frame["test_examples"].iloc[0]}
     return summary(frame, list(columns), by).drop(columns="seeds").rename(columns=columns).reset_index()
+
+
+def _counts(frame: pd.DataFrame, part: str) -> dict[str, int]:
+    """Examples of each group that all runs of `frame` know: older ones know fewer."""
+    known = {group: f"{part} {group} n" for group in GROUPS}
+    return {group: int(frame[n].iloc[0]) for group, n in known.items() if n in frame and frame[n].notna().all()}
 
 
 def _told(rivals: pd.DataFrame, by: str) -> pd.DataFrame:

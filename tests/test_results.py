@@ -40,16 +40,19 @@ def test_a_markdown_table_shows_numbers_as_a_person_would():
     assert markdown(table).splitlines()[-1] == "| a | 12,345 | 0.1235 | - |"
 
 
-@pytest.fixture(scope="module")
-def positions(tmp_path_factory):
-    """A data set without times."""
-    folder = tmp_path_factory.mktemp("data") / "ordered"
+def ordered(folder, again: bool) -> str:
+    """A data set without times, of users who have an item twice or never."""
     folder.mkdir()
-    lines = [f"u{user}\ti{(user + step) % 9}\t{step}" for user in range(20) for step in range(5)]
+    lines = [f"u{user}\ti{(user + step % (4 if again else 5)) % 9}\t{step}" for user in range(20) for step in range(5)]
     (folder / "ordered.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]))
     lines = [f"i{item}\tthing {item}" for item in range(9)]
     (folder / "ordered.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *lines]))
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def positions(tmp_path_factory):
+    return ordered(tmp_path_factory.mktemp("data") / "ordered", again=False)
 
 
 def test_a_report_says_how_its_numbers_were_made(positions, tmp_path):
@@ -62,6 +65,24 @@ def test_a_report_says_how_its_numbers_were_made(positions, tmp_path):
     assert (tmp_path / "report/results.md").read_text() == text
     stored = pd.read_csv(tmp_path / "report/results.csv")
     assert stored["test N@10"].tolist() == frame["test N@10"].tolist()
+
+
+def test_a_report_parts_targets_that_a_user_has_had_before(positions, tmp_path):
+    again = ordered(tmp_path / "ordered", again=True)
+    specs = lambda data: [Spec(data=data, method=method, split="leave-one-out") for method in ("popularity", "textknn")]
+    frame = experiments.run_all(specs(again), tmp_path / "runs", jobs=1)
+    text = report(frame, "")
+    assert "20 test targets (100.0%) are items that the user has had before" in text
+    assert "repeated item" not in text  # all of them are: the group is the table above
+    # As if half of them were new.
+    mixed = frame.assign(**{f"{part} {group} n": 10 for part in ("test", "test_consistent", "test_sampled",
+                            "test_consistent_sampled") for group in ("new_item", "repeated_item")})
+    text = report(mixed, "")
+    assert "10 test targets (50.0%)" in text and "repeated item (10)" in text and "new item (10)" in text
+    # A table of runs some of which are older than the group does not have it.
+    mixed.loc[0, "test repeated_item n"] = None
+    assert "had before" not in report(mixed, "")
+    assert "had before" not in report(experiments.run_all(specs(positions), tmp_path / "runs", jobs=1), "")
 
 
 def test_a_report_names_the_encoder_and_whose_an_option_is(tmp_path):

@@ -25,7 +25,7 @@ def groups(
 
     `tail_user` and `head_user` by the interactions before the target, `tail_item` and `head_item` by the target's
     training interactions, their four combinations (`tail_user_tail_item`, …), and `cold_item`: targets that were
-    never trained on.
+    never trained on. `repeated_item`: targets that the user has had before, and `new_item`: all others.
 
     Args:
         tail_user: users with fewer interactions are tail; None is the Pareto rule over the part's examples.
@@ -43,7 +43,16 @@ def groups(
     user, item = activity < limits["tail_user"], popularity < limits["tail_item"]
     sides = {"tail_user": user, "head_user": ~user, "tail_item": item, "head_item": ~item}
     both = {f"{u}_{i}": sides[u] & sides[i] for u in ("tail_user", "head_user") for i in ("tail_item", "head_item")}
-    return sides | both | {"cold_item": popularity == 0}
+    again = _repeated(split)[places]
+    return sides | both | {"cold_item": popularity == 0, "new_item": ~again, "repeated_item": again}
+
+
+def _repeated(split: Split) -> np.ndarray:
+    """(n,) bool: interactions with an item that the same user has had before."""
+    pairs = split.user_of(np.arange(len(split.items))) * split.n_items + split.items
+    first = np.zeros(len(pairs), bool)
+    first[np.unique(pairs, return_index=True)[1]] = True
+    return ~first
 
 
 def thresholds(split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None) -> dict[str, int]:

@@ -56,12 +56,14 @@ def test_groups_by_hand():
         "tail_user": [0, 1, 3], "head_user": [2, 4], "tail_item": [2, 3, 4], "head_item": [0, 1],
         "tail_user_tail_item": [3], "tail_user_head_item": [0, 1],
         "head_user_tail_item": [2, 4], "head_user_head_item": [], "cold_item": [2, 4],
+        "new_item": [0, 2, 3, 4], "repeated_item": [1],
     }
     # Validation targets 1, 2, 0, 1, 4 of popularity 4, 2, 7, 4, 0, after 2, 2, 3, 1, 6.
     assert names(groups(SPLIT, "valid", tail_user=3, tail_item=3)) == {
         "tail_user": [0, 1, 3], "head_user": [2, 4], "tail_item": [1, 4], "head_item": [0, 2, 3],
         "tail_user_tail_item": [1], "tail_user_head_item": [0, 3],
         "head_user_tail_item": [4], "head_user_head_item": [2], "cold_item": [4],
+        "new_item": [0, 1, 3, 4], "repeated_item": [2],
     }
 
 
@@ -70,6 +72,7 @@ def test_every_prefix_of_a_cold_start_user_is_an_example_of_its_own():
     got = names(groups(split, "test", tail_user=3, tail_item=2))
     assert got["tail_user"] == [0, 1] and got["head_user"] == [2]
     assert got["tail_item"] == [0, 1] and got["cold_item"] == [0]
+    assert got["new_item"] == [0, 1] and got["repeated_item"] == [2]  # what other users had is new to this one
 
 
 def test_held_out_interactions_are_no_popularity():
@@ -91,9 +94,10 @@ def test_complementary_groups_partition_the_examples(sequences, tail_user, tail_
             continue
         mask = groups(split, part, tail_user, tail_item)
         four = [f"{u}_{i}" for u in ("tail_user", "head_user") for i in ("tail_item", "head_item")]
-        assert set(mask) == {"tail_user", "head_user", "tail_item", "head_item", "cold_item", *four}
+        assert set(mask) == {"tail_user", "head_user", "tail_item", "head_item", "cold_item", "new_item", "repeated_item",
+                             *four}
         assert all(m.shape == getattr(split, part).shape and m.dtype == bool for m in mask.values())
-        for parts in (("tail_user", "head_user"), ("tail_item", "head_item"), four):
+        for parts in (("tail_user", "head_user"), ("tail_item", "head_item"), four, ("new_item", "repeated_item")):
             assert partition(mask, *parts)
         if tail_item is not None:
             assert not (mask["cold_item"] & mask["head_item"]).any()
@@ -107,6 +111,7 @@ def test_complementary_groups_partition_the_examples(sequences, tail_user, tail_
             assert mask["tail_user"][example] == (before < limits["tail_user"])
             assert mask["tail_item"][example] == (popularity < limits["tail_item"])
             assert mask["cold_item"][example] == (popularity == 0)
+            assert mask["repeated_item"][example] == (split.items[place] in sequences[user][:before])
 
 
 # Thresholds
