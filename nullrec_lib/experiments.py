@@ -278,7 +278,7 @@ def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFram
 
 
 def stored_ranks(specs: list[Spec], root: Path = Path("runs")) -> dict[str, dict[str, np.ndarray]]:
-    """Run key → `test_user` and the `test_…` ranks, (n,) int64 each, of the stored runs: what `against_best` reads.
+    """Run key → `test_user` and the `test_…` ranks, (n,) int64 each, of the stored runs: what `statistics.against` reads.
 
     Raises:
         InputError: a spec has no finished run under `root`, or one without users.

@@ -60,6 +60,8 @@ class Grid:
     cells: tuple[Cell, ...]
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
+    reference: str | None
+    """Label of the row that all others are compared with; None: each row with its best rival."""
     skipped: tuple[str, ...]
     """Methods left out of tables whose backbone they do not run on, a sentence each."""
 
@@ -113,7 +115,8 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
     if not isinstance(content, dict) or "method" not in content:
         raise InputError("a grid maps fields of a spec to values, rows among them: `method: [base, alphafuse]`.")
     content = dict(content)
-    name = content.pop("name", stem)
+    text = text or yaml.safe_dump(content, sort_keys=False)
+    name, reference = content.pop("name", stem), content.pop("reference", None)
     if not (isinstance(name, str) and re.fullmatch(r"[\w.-]*\w[\w.-]*", name)):
         raise InputError(f"name: {name!r} must be a plain folder name, it becomes one under reports/.")
     given = {key: _value(key, value) for key, value in content.items()}
@@ -125,6 +128,8 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
     labels = [label for label, _, _ in rows]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise InputError(f"method: two rows are called {twice[0]!r}; give one a `label`.")
+    if reference is not None and reference not in labels:
+        raise InputError(f"reference: no row is called {reference!r}; there are {', '.join(labels)}.")
 
     shared = {key: value for key, value in given.items() if key not in VARY}
     cells, skipped, heard = [], {}, {"method"}
@@ -147,7 +152,7 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
         raise InputError(f"{unheard[0]}: no row of this grid reads it, so it would change nothing.")
     for rate, seed in product(axes["lr"], axes["seed"]):  # a wrong one is refused here and not halfway through
         Spec(method="base", lr=rate, seed=seed)
-    return Grid(name, text, tuple(cells), tuple(map(float, axes["lr"])), tuple(axes["seed"]), tuple(skipped))
+    return Grid(name, text, tuple(cells), tuple(map(float, axes["lr"])), tuple(axes["seed"]), reference, tuple(skipped))
 
 
 def _value(key: Any, value: Any) -> Any:
@@ -305,7 +310,8 @@ def tables(grid: Grid, root: Path = Path("runs"), failures: list[dict] = ()) -> 
             frame.insert(0, "label", [cell.label for cell, _ in rows])
             frame.insert(0, "table", ", ".join(table))
             notes = _notes(grid, table, chosen, frame, failures)
-            made[table] = frame, report(frame, "", ranks=stored_ranks(specs, root), notes=notes)
+            reference = grid.reference if grid.reference in set(frame["label"]) else None  # it may have failed
+            made[table] = frame, report(frame, "", reference, ranks=stored_ranks(specs, root), notes=notes)
     return made
 
 

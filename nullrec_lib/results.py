@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 from nullrec_lib.files import write_text
-from nullrec_lib.statistics import RESAMPLES, against_best
+from nullrec_lib.statistics import RESAMPLES, against
 
 METRICS = ("R@10", "N@10", "M@10", "R@20", "N@20", "M@20")
 PARTS = {
@@ -69,7 +69,7 @@ def _one_run_per_seed(frame: pd.DataFrame, by: str) -> None:
 def report(
     frame: pd.DataFrame,
     folder: str | Path,
-    reference: str = "base",
+    reference: str | None = None,
     ranks: dict[str, dict[str, np.ndarray]] | None = None,
     notes: Sequence[str] = (),
 ) -> str:
@@ -79,14 +79,15 @@ def report(
 
     Args:
         frame: its rows are told apart by the column `label` if there is one, else by `method`.
-        reference: the row that others are compared with, seed by seed, where there are no `ranks`.
-        ranks: `experiments.stored_ranks` of the same runs: compares each row with its best rival instead.
+        reference: the row that others are compared with: seed by seed where there are no `ranks` (None: base), else as
+            `statistics.against` does (None: each row with its best rival).
+        ranks: `experiments.stored_ranks` of the same runs.
         notes: said above the tables, one line each.
     """
     first = frame.iloc[0]
     by = "label" if "label" in frame else "method"
     backbones = list(frame["backbone"].dropna().unique())
-    rivals = pd.DataFrame() if ranks is None else against_best(frame, ranks, by=by)
+    rivals = pd.DataFrame() if ranks is None else against(frame, ranks, by=by, reference=reference)
     text = [
         f"# {', '.join([first['data'], first['split'], *(backbones if by == 'label' else [])])}",
         f"{first['n_users']:,} users, {first['n_items']:,} items, {first['n_interactions']:,} interactions"
@@ -113,7 +114,8 @@ def report(
         text.append("\n".join(f"- {note}" for note in notes))
     if len(rivals):
         text.append(
-            f"Comparisons with the best rival: the other row with the highest mean, chosen on these same test figures. "
+            (f"Comparisons with {reference}. " if reference else "Comparisons with the best rival: the other row with the "
+             "highest mean, chosen on these same test figures. ") +
             f"Paired t-test over shared seeds, and bootstrap over test users ({RESAMPLES:,} resamples of whole users, "
             f"examples averaged over seeds); 95% intervals of the difference. Both p-values are followed by Holm's "
             f"correction over this table (all rows, metrics and scoring protocols): the bootstrap's for the "
@@ -123,10 +125,10 @@ def report(
         table = summary(frame, columns, by).rename(columns={f"{part} {name}": name for name in METRICS})
         text += [f"## Scoring {meaning}", markdown(table.reset_index())]
         if len(rivals):
-            text += ["Against the best rival:", markdown(_told(rivals[rivals["part"] == part], by))]
-        compared = paired(frame, f"{part} N@10", reference, by) if ranks is None else ()
+            text += [f"Against {reference or 'the best rival'}:", markdown(_told(rivals[rivals["part"] == part], by, reference))]
+        compared = paired(frame, f"{part} N@10", reference or "base", by) if ranks is None else ()
         if len(compared):
-            text += [f"N@10 against {reference}, paired over seeds (95% interval of the difference, t-test):",
+            text += [f"N@10 against {reference or 'base'}, paired over seeds (95% interval of the difference, t-test):",
                      markdown(compared.assign(p=[_p(p) for p in compared["p"]])
                               .round({"difference": 4, "low": 4, "high": 4}))]
         text += [f"By group, {metric}:\n\n{markdown(by_group(frame, part, metric, by))}"
@@ -157,13 +159,13 @@ def _counts(frame: pd.DataFrame, part: str) -> dict[str, int]:
     return {group: int(frame[n].iloc[0]) for group, n in known.items() if n in frame and frame[n].notna().all()}
 
 
-def _told(rivals: pd.DataFrame, by: str) -> pd.DataFrame:
+def _told(rivals: pd.DataFrame, by: str, reference: str | None) -> pd.DataFrame:
     """Comparisons as a person reads them."""
     def interval(low, high):
         return ["-" if np.isnan(a) else f"{a:+.4f} … {b:+.4f}" for a, b in zip(rivals[low], rivals[high], strict=True)]
 
     return pd.DataFrame({
-        by: rivals[by], "metric": rivals["metric"], "best rival": rivals["rival"],
+        by: rivals[by], "metric": rivals["metric"], **({} if reference else {"best rival": rivals["rival"]}),
         "difference": [f"{value:+.4f}" for value in rivals["difference"]], "seeds": rivals["seeds"],
         "95% (t)": interval("t_low", "t_high"), "p (t)": rivals["t_p"].map(_p), "Holm (t)": rivals["t_p_holm"].map(_p),
         "95% (bootstrap)": interval("low", "high"), "p (bootstrap)": rivals["p"].map(_p),

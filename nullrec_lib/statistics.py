@@ -1,4 +1,5 @@
-"""How sure a table is: each row against its best rival, over seeds and over test users, corrected for many looks."""
+"""How sure a table is: each row against its best rival or one row against all others, over seeds and over test users,
+corrected for many looks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ PARTS = {"test": "test_authors", "test_consistent": "test_consistent", "test_sam
 """Prefix of the metric columns of a table → tensor of the stored ranks that they are means of."""
 
 
-def against_best(
+def against(
     frame: pd.DataFrame,
     ranks: dict[str, dict[str, np.ndarray]],
     metrics: Sequence[str] = ("N@10", "N@20"),
@@ -25,15 +26,18 @@ def against_best(
     parts: Sequence[str] = tuple(PARTS),
     resamples: int = RESAMPLES,
     seed: int = 22,
+    reference: str | None = None,
 ) -> pd.DataFrame:
-    """Every row of one table against its best rival: the other row with the highest mean, per part and metric.
+    """Every other row of one table against `reference`; or without one, every row against its best rival: the other row
+    with the highest mean, per part and metric.
 
-    The rival is chosen by the very test figures that are then compared, and no p-value pays for that choice.
+    A best rival is chosen by the very test figures that are then compared, and no p-value pays for that choice.
 
     Args:
         frame: `experiments.stored` of one table (one data set, split and backbone), a row per run.
         ranks: `experiments.stored_ranks` of the same runs.
         by: column that tells the rows of the table apart.
+        reference: the row that all others meet.
 
     Returns: one row per part, metric and value of `by`: `rival`; `difference` of the means over the `seeds` that
     both have (a rule without training has one figure for every seed); `t_low`, `t_high`, `t_p` of the paired
@@ -50,7 +54,9 @@ def against_best(
         for metric in metrics:
             means = frame.groupby(by, sort=False)[f"{part} {metric}"].mean()
             for name in means.index if len(means) > 1 else ():
-                rival = means.drop(name).idxmax()
+                rival = reference or means.drop(name).idxmax()
+                if name == rival:
+                    continue
                 one, two = _shared(frame[frame[by] == name], frame[frame[by] == rival])
                 row = {"part": part, "metric": metric, by: name, "rival": rival}
                 rows.append(row | _over_seeds(one[f"{part} {metric}"], two[f"{part} {metric}"]))

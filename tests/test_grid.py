@@ -60,6 +60,7 @@ def made(tmp_path, encoder):
     ("method: [base, base]", "none twice"), ("method: [base, {method: base}]", "two rows are called 'base'"),
     ("method: [base, {method: alphafuse, label: base}]", "two rows are called 'base'"),
     ("method: [{method: base, label: a|b}]", "label: 'a|b' must be text without"),
+    ("method: base\nreference: bass", "reference: no row is called 'bass'; there are base"),
     ("method: base\nname: ../up", "name: '../up' must be a plain folder name"),
     ("method: base\nname: ..", "name: '..'"),
 ])
@@ -67,6 +68,13 @@ def test_a_wrong_file_is_named_with_its_field(text, said, made):
     with pytest.raises(InputError) as error:
         made(text, small="")
     assert "mine.yaml" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_grid_that_came_from_no_file_can_be_read_from_its_text(tmp_path):
+    row = {"method": "pte", "label": "PtE"}
+    asked = grid.make({"data": "shop-tiny", "method": ["base", row], "seed": [1, 2], "reference": "PtE"}, "mine")
+    (tmp_path / "mine.yaml").write_text(asked.text)
+    assert load(tmp_path / "mine.yaml") == asked and asked.reference == "PtE"
 
 
 def test_what_is_no_file_names_the_packaged_grids():
@@ -232,7 +240,7 @@ def call(*arguments):
 
 
 def test_a_row_without_any_result_is_status_1_and_the_others_have_their_table(made, tmp_path):
-    made("method: [popularity, base]\nlr: 1e30")
+    made("method: [popularity, base]\nlr: 1e30\nreference: base")
     places = ["--root", tmp_path / "runs", "--reports", tmp_path / "reports", "--jobs", 1]
     result = call("grid", tmp_path / "mine.yaml", *places, "--json")
     assert result.exit_code == 1 and "no result: base on shop-tiny" in result.stderr

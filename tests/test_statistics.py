@@ -12,7 +12,7 @@ from scipy import stats
 
 from nullrec_lib.evaluation import metrics
 from nullrec_lib.results import report
-from nullrec_lib.statistics import against_best, bootstrap, gains, holm, two_sided
+from nullrec_lib.statistics import against, bootstrap, gains, holm, two_sided
 
 
 def test_holm_by_hand():
@@ -120,7 +120,7 @@ def made(quality: dict[str, list[float]], n: int = 300, rules=()) -> tuple[pd.Da
 
 def test_every_row_meets_its_best_rival():
     frame, ranks = made({"good": [0.2, 0.21, 0.19], "best": [0.4, 0.41, 0.43], "bad": [0.02, 0.03, 0.02]})
-    table = against_best(frame, ranks, ["N@10"], resamples=2000)
+    table = against(frame, ranks, ["N@10"], resamples=2000)
     assert len(table) == 6
     rows = table[table["part"] == "test"].set_index("method")
     assert rows["rival"].to_dict() == {"good": "best", "best": "good", "bad": "best"}
@@ -135,27 +135,38 @@ def test_every_row_meets_its_best_rival():
     np.testing.assert_allclose(table["t_p_holm"], holm(table["t_p"]))
 
 
+def test_one_row_meets_all_others():
+    frame, ranks = made({"good": [0.2, 0.21, 0.19], "best": [0.4, 0.41, 0.43], "bad": [0.02, 0.03, 0.02]})
+    table = against(frame, ranks, ["N@10"], resamples=2000, reference="good")
+    rows = table[table["part"] == "test"].set_index("method")
+    assert rows.index.tolist() == ["best", "bad"] and rows["rival"].eq("good").all()
+    assert rows.loc["bad", "high"] < 0 < rows.loc["best", "low"]
+    best = against(frame, ranks, ["N@10"], resamples=2000).set_index(["part", "method"]).loc["test", "best"]
+    assert rows.loc["best", "difference"] == best["difference"] and rows.loc["best", "t_p"] == best["t_p"]
+    np.testing.assert_allclose(table["p_holm"], holm(table["p"]))  # over the four that are made
+
+
 def test_seeds_that_only_one_has_are_left_out_and_rules_have_no_t_test():
     frame, ranks = made({"rule": [0.7], "one": [0.2, 0.2, 0.2], "two": [0.25, 0.25]}, rules=["rule"])
-    rows = against_best(frame, ranks, ["N@20"], resamples=500, parts=["test"]).set_index("method")
+    rows = against(frame, ranks, ["N@20"], resamples=500, parts=["test"]).set_index("method")
     mean = frame.groupby("method")["test N@20"].mean()
     assert rows.loc["one", "rival"] == rows.loc["two", "rival"] == "rule" and rows["t_p"].isna().all()
     assert rows.loc["one", "difference"] == pytest.approx(mean["one"] - mean["rule"])
     assert rows["p"].notna().all() and rows["p_holm"].notna().all()
     frame = frame[frame["method"] != "rule"]
-    rows = against_best(frame, ranks, ["N@20"], resamples=500, parts=["test"]).set_index("method")
+    rows = against(frame, ranks, ["N@20"], resamples=500, parts=["test"]).set_index("method")
     both = frame[frame["seed"] < 2].groupby("method")["test N@20"].mean()
     assert rows.loc["one", "difference"] == pytest.approx(both["one"] - both["two"]) and rows["seeds"].eq(2).all()
-    single = against_best(frame[frame["seed"] == 0], ranks, ["N@20"], resamples=500)
+    single = against(frame[frame["seed"] == 0], ranks, ["N@20"], resamples=500)
     assert single["t_p"].isna().all() and single["p"].notna().all()
 
 
 def test_a_single_row_has_no_rival_and_other_examples_are_refused():
     frame, ranks = made({"a": [0.2, 0.3], "b": [0.2, 0.3]})
-    assert against_best(frame[frame["method"] == "a"], ranks).empty
+    assert against(frame[frame["method"] == "a"], ranks).empty
     ranks["b1"]["test_user"] = ranks["b1"]["test_user"][::-1]
     with pytest.raises(ValueError, match="different examples"):
-        against_best(frame, ranks)
+        against(frame, ranks)
 
 
 def test_under_no_difference_p_is_seldom_small():
@@ -179,3 +190,7 @@ def test_a_report_with_ranks_tells_the_rival_and_how_it_was_chosen(tiny, tmp_pat
                  "# shop-tiny, cold-start, sasrec"):
         assert said in text
     assert "against base, paired" not in text
+    text = report(frame, "", "ids", stored_ranks(specs, tmp_path))
+    assert "Comparisons with ids." in text and "Against ids:" in text and "the 4 comparisons" in text
+    assert "| texts | N@10 | -" in text or "| texts | N@10 | +" in text
+    assert "rival" not in text

@@ -226,7 +226,8 @@ def grid(
     epochs: 40
 
     Each data × split × backbone is a table and each method a row. A row's learning rate is chosen on the first seed by
-    validation N@20, never by test figures. The tables come with a comparison of each row with its best rival.
+    validation N@20, never by test figures. The tables come with a comparison of each row with its best rival, or with the
+    row that `reference: LABEL` names.
 
     Stopped or failed? The same command goes on with what is missing. Status 1: a row has no result at all.
     """
