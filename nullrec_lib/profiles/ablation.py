@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone
+from nullrec_lib.files import alone, write_text
 from nullrec_lib.language import model as own_model
 from nullrec_lib.profiles import vectors
 from nullrec_lib.profiles.best import best, rewritten
@@ -24,6 +24,7 @@ from nullrec_lib.profiles.build import SMALL_CONTEXT, build, examples, folder_of
 from nullrec_lib.profiles.grpo import MODEL, Settings, train
 from nullrec_lib.profiles.loop import finished
 from nullrec_lib.profiles.vectors import VECTORS, Vectors
+from nullrec_lib.results import markdown
 
 FULL = "PtE"
 
@@ -227,3 +228,23 @@ def beside_the_paper(frame: pd.DataFrame, printed: pd.DataFrame, column: str, me
         {there: mine for mine, there in AS_PRINTED.items()})
     wide.insert(0, "here", here.reindex(wide.index))
     return (wide / wide.loc[FULL]).reindex([name for name in AS_PRINTED if name in here.index])
+
+
+def report(about: str, costs: pd.DataFrame, rewards: pd.DataFrame, moved: pd.DataFrame, folder: str | Path) -> None:
+    """Write into `folder` what stands beside Tables 5 and 6, as `pte.md` and one CSV each; nothing where it is empty.
+
+    Args:
+        about: a sentence on how profiles and policies were made.
+        costs, rewards: of `Made`, those of several splits one below the other, with the row in the index.
+        moved: of `robustness.compared`, likewise.
+    """
+    if not str(folder):
+        return
+    tables = {"costs": ("What a row costs", costs.round(0)), "rewards": ("What the candidates are worth", rewards.round(3)),
+              "robustness": ("One interaction less", moved.round(3))}
+    text = ["# Behind the tables", about]
+    for name, (heading, table) in tables.items():
+        flat = table.rename_axis([level or "split" for level in table.index.names]).reset_index()
+        write_text(Path(folder) / f"{name}.csv", flat.to_csv(index=False))
+        text += [f"## {heading}", markdown(flat)]
+    write_text(Path(folder) / "pte.md", "\n\n".join(text) + "\n")

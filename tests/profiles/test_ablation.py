@@ -126,3 +126,18 @@ def test_beside_the_paper():
     assert told.loc["no GRPO", "Movies"] == pytest.approx(0.0490 / 0.0523)
     for table in (5, 6):
         assert set(AS_PRINTED.values()) == set(pd.read_csv(f"reports/papers/pte-table{table}.csv")["method"])
+
+
+def test_what_stands_beside_the_tables_is_kept(made, tmp_path):
+    _, done = made
+    costs, rewards = done.costs.set_index("row"), done.rewards.set_index(["row", "side"])
+    moved = pd.DataFrame({"measure": ["kept"], "label": ["PtE"], "mean": [0.5]}).set_index(["measure", "label"])
+    both = [pd.concat({"cold-start": frame}) for frame in (costs, rewards, moved)]
+    ablation.report("Six users.", *both, "")
+    assert not list(tmp_path.iterdir())
+    ablation.report("Six users.", *both, tmp_path)
+    text = (tmp_path / "pte.md").read_text()
+    assert "Six users." in text and "| split | measure | label | mean |" in text and "| cold-start | kept | PtE | 0.5 |" in text
+    kept = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    assert set(kept) == {"costs", "rewards", "robustness"}
+    assert kept["costs"]["row"].tolist() == done.costs["row"].tolist() and len(kept["rewards"]) == len(rewards)
