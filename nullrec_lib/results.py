@@ -94,12 +94,14 @@ def report(
         f"{'' if pd.isna(first['keep']) else f' (keep={first.keep})'}; {first['train_examples']:,} training, "
         f"{first['valid_examples']:,} validation and {first['test_examples']:,} test examples, ranked among all items; "
         f"{first['cold_items']:,} items never trained on (split {first['split_fingerprint']}). "
-        f"Encoder {_encoders(frame)}; backbone {', '.join(backbones) or 'none'}. "
+        f"Encoder {_encoders(frame)}; backbone {', '.join(backbones) or 'none'}. " + (
         f"Mean ± sd over seeds {', '.join(map(str, sorted(frame['seed'].unique())))}; rules without training have "
         f"no seed. Learning rate {_values(frame, 'spec lr')}, at most {_values(frame, 'spec epochs')} epochs, "
-        f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')}).",
-        f"Configuration: {_configuration(frame, by)}.",
+        f"patience {_values(frame, 'spec patience')}, chosen by validation N@20 ({_values(frame, 'spec select')})."
+        if backbones else "Rules without training have no seed."),
     ]
+    if backbones:
+        text.append(f"Configuration: {_configuration(frame, by)}.")
     if "threshold tail_user" in frame:
         text.append(f"Tail users have fewer than {first['threshold tail_user']} interactions before the target, tail "
                     f"items fewer than {first['threshold tail_item']} training interactions; cold items have none.")

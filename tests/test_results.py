@@ -62,6 +62,7 @@ def test_a_report_says_how_its_numbers_were_made(positions, tmp_path):
     assert "split by a shuffle with seed 22" in text  # every table of such a set has to say so
     for said in ("20 users, 9 items, 100 interactions", "cold-start", "authors", "consistent", "| itemknn |"):
         assert said in text
+    assert "Learning rate" not in text and "Configuration" not in text  # nothing was trained
     assert (tmp_path / "report/results.md").read_text() == text
     stored = pd.read_csv(tmp_path / "report/results.csv")
     assert stored["test N@10"].tolist() == frame["test N@10"].tolist()
