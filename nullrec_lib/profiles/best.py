@@ -17,7 +17,7 @@ from nullrec_lib.profiles import prompts, vectors
 from nullrec_lib.profiles.build import ASKED
 from nullrec_lib.profiles.convergence import mean_cosine
 from nullrec_lib.profiles.loop import Loop
-from nullrec_lib.profiles.sides import Side, others, sides
+from nullrec_lib.profiles.sides import Side, open_build, others, sides
 from nullrec_lib.profiles.vectors import Vectors
 from nullrec_lib.statistics import interval
 
@@ -54,7 +54,7 @@ def best(
     """
     if candidates < 1:
         raise InputError(f"candidates: {candidates} is below 1.")
-    loop, made = sides(profiles, lambda_collab, lambda_dist)
+    loop, _ = open_build(profiles)
     if model is None and not loop.writer.name.startswith("local:"):
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which writes one text only; name a model.")
     loops = _writers(loop, Path(out), model or loop.writer.name.partition(":")[2], max_tokens, seed)
@@ -69,6 +69,7 @@ def best(
             if record["asked"] != asked:
                 raise InputError(f"{out}: holds another choice; give another folder.")
             return record
+        _, made = sides(profiles, lambda_collab, lambda_dist)
         chosen = {kind: _choose(made[kind], loops, candidates, seed) for kind in ("item", "cut") if kind in made}
         empty = np.zeros((0, loop.encode(["a"]).shape[1]), np.float32)
         rows = {kind: chosen[kind][0] if kind in chosen else empty for kind in ("item", "cut")}

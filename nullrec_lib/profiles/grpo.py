@@ -33,7 +33,7 @@ from nullrec_lib.profiles.convergence import mean_cosine
 from nullrec_lib.profiles.judging import Parts, candidates, gain, judge, part
 from nullrec_lib.profiles.prompts import answered, degenerate
 from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
-from nullrec_lib.profiles.sides import Side, sides
+from nullrec_lib.profiles.sides import Side, open_build, sides
 from nullrec_lib.progress import bar
 
 ASKED, RECORD, MODEL, CURRENT = "asked.json", "grpo.json", "model", "current.safetensors"
@@ -98,9 +98,10 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
         InputError: no such build, a writer that is not local, settings out of range, or `out` holds something else.
     """
     out = Path(out)
-    made, source, made_by = _asked(profiles, settings, base)
+    source, made_by = _asked(profiles, settings, base)
     if (record := _stored(out, made_by)) is not None:
         return record
+    made = _sides(profiles, settings, source)
     parts = {kind: part(side, settings.seed) for kind, side in made.items()}
     if int(os.environ.get("RANK", 0)):
         _train(source, out, made, parts, settings, vllm_server)
@@ -143,7 +144,8 @@ def plan(profiles: Path, out: Path, settings: Settings = Settings(), base: str |
     Raises:
         InputError: see `train`.
     """
-    made, source, _ = _asked(profiles, settings, base)
+    source, _ = _asked(profiles, settings, base)
+    made = _sides(profiles, settings, source)
     asked = config(out, settings, **_vllm(vllm_server))
     sizes = {f"{kind} {which}": len(places) for kind, side in made.items()
              for which, places in part(side, settings.seed).items()}
@@ -154,20 +156,26 @@ def plan(profiles: Path, out: Path, settings: Settings = Settings(), base: str |
             "scale_rewards": asked.scale_rewards, "beta": asked.beta, "bf16": asked.bf16}
 
 
-def _asked(profiles: Path, settings: Settings, base: str | None) -> tuple[dict[str, Side], Path, dict[str, Any]]:
-    """Sides to learn from, the model to start from, and what names the result."""
-    loop, made = sides(profiles, settings.lambda_collab, settings.lambda_dist)
+def _asked(profiles: Path, settings: Settings, base: str | None) -> tuple[Path, dict[str, Any]]:
+    """The model to start from, and what names the result; known before anything is embedded."""
+    loop, _ = open_build(profiles)
     if base is None and not loop.writer.name.startswith("local:"):
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
     source = find(base or loop.writer.name.partition(":")[2])
+    return source, {
+        "settings": asdict(settings), "model_sha256": model_sha256(source),
+        "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
+
+
+def _sides(profiles: Path, settings: Settings, source: Path) -> dict[str, Side]:
+    """Sides to learn from, all of whose prompts leave the model room to answer."""
+    _, made = sides(profiles, settings.lambda_collab, settings.lambda_dist)
     writer = Local(str(source), max_tokens=settings.max_tokens)
     longest = max(len(encode_prompt(writer.tokenizer, prompt)) for side in made.values() for prompt in side.prompts)
     if writer.room is not None and longest > writer.room:
         raise InputError(f"max_tokens: {settings.max_tokens} leave {writer.room:,} of the model's positions, and the longest "
                          f"prompt of {profiles} has {longest:,}; give at most {settings.max_tokens + writer.room - longest:,}.")
-    return {kind: side for kind, side in made.items() if kind != "cut"}, source, {
-        "settings": asdict(settings), "model_sha256": model_sha256(source),
-        "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
+    return {kind: side for kind, side in made.items() if kind != "cut"}
 
 
 def _stored(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:

@@ -31,6 +31,17 @@ class Side:
     reward: Reward
 
 
+def open_build(folder: Path) -> tuple[Loop, Visible]:
+    """The loop of a finished build and what it may see; embeds nothing.
+
+    Raises:
+        InputError: no finished build, or see `build.resume`.
+    """
+    if finished(folder) is None:
+        raise InputError(f"{folder}: no build has finished here; `nullrec profiles build --out` makes one.")
+    return resume(folder)
+
+
 def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) -> tuple[Loop, dict[str, Side]]:
     """The sides of a finished build, and its loop, to write more with.
 
@@ -42,9 +53,7 @@ def sides(folder: Path, lambda_collab: float = 1.0, lambda_dist: float = 0.5) ->
     Raises:
         InputError: no finished build, or one of other items than it would be of now.
     """
-    if finished(folder) is None:
-        raise InputError(f"{folder}: no build has finished here; `nullrec profiles build --out` makes one.")
-    loop, seen = resume(folder)
+    loop, seen = open_build(folder)
     encode, said = loop.encode, loop.store.last()
     if (items := said.get(("item", False))) and [one.id for one, _ in items] != [loop.item_ids[n] for n in seen.subjects]:
         raise InputError(f"{folder}: its profiles are of other items than a build of these data would be of; build in "

@@ -70,6 +70,8 @@ def test_the_same_call_finds_everything(made, monkeypatch):
     asked, done = made
     for name in ("train", "best", "build"):  # each reads its record, and asks no model
         monkeypatch.setattr("nullrec_lib.language.writers.local.Local.write", None)
+    for name in ("grpo", "best"):  # and embeds no text
+        monkeypatch.setattr(f"nullrec_lib.profiles.{name}.sides", None)
     again = ablation.make(**asked)
     assert again.rows == done.rows
     pd.testing.assert_frame_equal(again.costs, done.costs)
