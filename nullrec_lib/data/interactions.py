@@ -157,8 +157,8 @@ def assemble(
         if clock == "position":
             what = f"{first:g} for every interaction" if constant else (
                 "0…n-1 for every user" if first == 0 else f"{first:g} and up, in ones, for every user")
-            notes += (f"The timestamps are {what}: positions, not times; users are split by a seeded shuffle (clock=time "
-                      "overrides).",)
+            notes += (f"The timestamps are {what}: positions, not times; a cold-start split shuffles users by its seed "
+                      "(clock=time overrides).",)
     return Dataset(
         name=name,
         items=items[["item_id", "title", "description"]].reset_index(drop=True),
