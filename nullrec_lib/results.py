@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_rel
 
+from nullrec_lib.backbones import WIDTHS
 from nullrec_lib.files import write_text
 from nullrec_lib.statistics import RESAMPLES, against
 
@@ -190,6 +191,9 @@ def _configuration(frame: pd.DataFrame, by: str) -> str:
     have it."""
     said = {"data", "split", "keep", "encoder", "method", "backbone", "seed", "lr", "epochs", "patience", "select",
             "neighbours"}
+    # A reader of the table cannot look up what the backbone takes where no width is asked for.
+    asked = pd.to_numeric(frame["spec width"]).fillna(pd.to_numeric(frame["backbone"].map(WIDTHS)))
+    frame = frame.assign(**{"spec width": asked})
     names = [column.removeprefix("spec ") for column in frame if column.startswith("spec ")]
     told = {name: _values(frame, f"spec {name}", by) for name in names if name not in said}
     return ", ".join(f"{name} {values}" for name, values in told.items() if values != "-")

@@ -68,6 +68,12 @@ def test_a_report_says_how_its_numbers_were_made(positions, tmp_path):
     assert stored["test N@10"].tolist() == frame["test N@10"].tolist()
 
 
+@pytest.mark.parametrize("widths, said", [((None,), "width 128,"), ((None, 16), "width 128 (base) or 16 (frozen),")])
+def test_a_report_says_the_width_that_nobody_asked_for(positions, tmp_path, widths, said):
+    specs = [Spec(data=positions, method=method, width=width, epochs=1) for method, width in zip(("base", "frozen"), widths)]
+    assert said in report(experiments.run_all(specs, tmp_path / "runs", jobs=1), tmp_path / "report")
+
+
 def test_a_report_parts_targets_that_a_user_has_had_before(positions, tmp_path):
     again = ordered(tmp_path / "ordered", again=True)
     specs = lambda data: [Spec(data=data, method=method, split="leave-one-out") for method in ("popularity", "textknn")]
