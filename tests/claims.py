@@ -34,6 +34,10 @@ CHECKS = {
     "text": "What the text says about a table",
 }
 
+VARIANTS = {"shop, cold-start": "ablations-shop/table5", "ml-100k, cold-start": "ablations-ml-100k/table5",
+            "ml-100k, leave-one-out": "ablations-ml-100k/table6"}
+"""Tables 5 and 6 as they were run: column → folder among the reports. Leave-one-out is read where it was sampled."""
+
 
 def tables(folder: Path = PAPERS) -> pd.DataFrame:
     """All transcribed values: table, dataset, backbone, method, group, metric, value (float64), underlined (str).
@@ -246,3 +250,29 @@ def _text(metrics: pd.DataFrame) -> Iterator[tuple]:
     if len(named) > 1:
         yield ("Table 5", "text", "caption", "“Ablation results on the Amazon Movies dataset”",
                f"the table has {', '.join(named)}")
+
+
+def variants_markdown(reports: Path) -> str:
+    """N@10 of the stored Tables 5 and 6 side by side, `authors` / `consistent`; a star is a difference to PtE.
+
+    Both are read from each `results.md`, since significance needs ranks that are not stored beside it.
+    """
+    columns = {}
+    for column, folder in VARIANTS.items():
+        parts = (Path(reports) / folder / "results.md").read_text(encoding="utf-8").split("\n## Scoring ")
+        parts = [part for part in parts if ("sampled" in part.splitlines()[0]) == ("leave-one-out" in column)]
+        both = [_cells(part) for name in ("authors", "consistent") for part in parts if part.startswith(name)]
+        columns[column] = {label: " / ".join(cells[label] for cells in both) for label in both[0]}
+    rows = [f"| {label} | " + " | ".join(cells[label] for cells in columns.values()) + " |" for label in columns[column]]
+    head = f"| N@10, `authors` / `consistent` | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def _cells(part: str) -> dict[str, str]:
+    """Label → N@10 of one scoring's section, with a star where Holm (bootstrap) is below 0.05."""
+    tables = [[[cell.strip() for cell in line.strip("| ").split(" | ")] for line in block.splitlines()]
+              for block in part.split("\n\n") if block.startswith("| label")]
+    whole, against = (pd.DataFrame(rows[2:], columns=rows[0]) for rows in tables[:2])
+    against = against[(against["metric"] == "N@10")].set_index("label")["Holm (bootstrap)"].astype(float)
+    return {row["label"]: row["N@10"].split(" ")[0] + ("*" if against.get(row["label"], 1.0) < 0.05 else "")
+            for row in whole.to_dict("records")}
