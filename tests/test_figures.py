@@ -142,13 +142,19 @@ def test_convergence_shows_both_sides_and_tells_their_rates():
 
 def test_rewards_show_each_training_by_side_and_step():
     frame = pd.DataFrame({"step": [1, 2], "user/reward": [0.1, 0.3], "item/reward": [0.2, 0.2], "user/alike": [0.5, 0.4],
-                          "kl": [0.0, 0.1]})
+                          "user/reward std": [0.1, 0.1], "user/collab": [0.6, 0.8], "kl": [0.0, 0.1], "entropy": [3.0, 2.0],
+                          "completions/clipped_ratio": [0.5, 0.25]})
     figure = figures.rewards({"standard": frame, "log_sigmoid": frame}, smooth=2)
-    reward, alike, divergence, spread = figure.axes
-    assert [line.get_linestyle() for line in reward.lines] == ["-", "--"] * 2 and len(alike.lines) == 2
-    assert reward.lines[0].get_ydata() == pytest.approx([0.1, 0.2]) and reward.lines[0].get_xdata().tolist() == [1, 2]
-    assert len(divergence.lines) == 2 and not spread.lines  # what was not logged is not drawn
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["standard", "log_sigmoid"]
+    reward, near, far, alike, divergence, entropy, clipped, spread = figure.axes
+    drawn = [line for line in reward.lines if len(line.get_xdata())]
+    assert [line.get_linestyle() for line in drawn] == ["-", "--"] * 2 and len(alike.lines) == 2
+    assert drawn[0].get_ydata() == pytest.approx([0.1, 0.2]) and drawn[0].get_xdata().tolist() == [1, 2]
+    low, high = reward.collections[0].get_paths()[0].vertices[:, 1].min(), reward.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert len(reward.collections) == 2 and (low, high) == (pytest.approx(0.0), pytest.approx(0.3))  # of users alone
+    assert near.lines[0].get_ydata() == pytest.approx([0.6, 0.7]) and entropy.lines[0].get_ydata() == pytest.approx([3, 2.5])
+    assert clipped.lines[0].get_ydata() == pytest.approx([0.5, 0.375])
+    assert len(divergence.lines) == 2 and not spread.lines and not far.lines  # what was not logged is not drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["standard", "log_sigmoid", "items"]
 
 
 def test_overlaps_show_median_and_quartiles_by_rank():

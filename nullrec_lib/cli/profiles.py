@@ -224,7 +224,7 @@ def grpo(
     num_generations: Annotated[int, typer.Option(help="K, candidates of a group.")] = 8,
     prompts_per_step: Annotated[int, typer.Option(help="Groups of a step.")] = 4,
     advantage: Annotated[str, typer.Option(
-        help="standard (GRPO's), or log_sigmoid (Eq. 12 as printed, centred in the group).")] = "standard",
+        help="standard (GRPO's), or log_sigmoid (of Eq. 12, centred in the group).")] = "standard",
     lambda_collab: Annotated[float, typer.Option(help="Weight of the collaborative reward (Eq. 10).")] = 1.0,
     lambda_dist: Annotated[float, typer.Option(help="Weight of distinctiveness (Eq. 11).")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
@@ -237,7 +237,7 @@ def grpo(
     seed: Annotated[int, typer.Option(min=0, help="Of sampling, order and the held-out part.")] = 22,
     vllm_server: Annotated[Optional[str], typer.Option(
         help="Address of a `trl vllm-serve` that samples the candidates, e.g. http://localhost:8000.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all but the model itself, and say what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """GRPO (PtE, stage two): the writer of a build learns to write profiles that are worth more.
@@ -263,12 +263,14 @@ def grpo(
         print(json.dumps(record | {"out": str(out)}, ensure_ascii=False))
         return
     number = lambda value, form: "-" if value is None else format(value, form)
-    print(f"{'':>14} {'before':>8} {'after':>8} {'gain':>8} {'95% interval':>20} {'equally long':>13} {'alike':>14} {'words':>9}")
+    print(f"{'':>14} {'before':>8} {'after':>8} {'gain':>8} {'95% interval':>20} {'equally long':>13} {'and useful':>11} "
+          f"{'alike':>14} {'words':>9}")
     for which, before in record["start"].items():
         after, gained = record["end"][which], record["gain"][which]
-        rise, equal = gained["reward"], gained["reward_at_equal_length"]
+        rise, equal, useful = (gained[name] for name in ("reward", "reward_at_equal_length", "reward_of_useful"))
         between = f"{number(rise['low'], '+.4f')} to {number(rise['high'], '+.4f')}"
         alike = f"{number(before['alike'], '.3f')} to {number(after['alike'], '.3f')}"
         print(f"{which:>14} {before['reward']['mean']:>8.4f} {after['reward']['mean']:>8.4f} {rise['mean']:>+8.4f} "
-              f"{between:>20} {equal['mean']:>+13.4f} {alike:>14} {before['words']:>4.0f} {after['words']:>4.0f}")
+              f"{between:>20} {equal['mean']:>+13.4f} {number(useful and useful['mean'], '+.4f'):>11} {alike:>14} "
+              f"{before['words']:>4.0f} {after['words']:>4.0f}")
     print(f"writer in {out}/model: --writer local:{out}/model")

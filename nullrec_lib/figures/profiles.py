@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nullrec_lib.figures.style import PALETTE, axes_row, styled
+from nullrec_lib.figures.style import COLUMN, PALETTE, axes_row, styled
 
 
 @styled
@@ -36,29 +37,37 @@ def convergence(frame: pd.DataFrame, rates: dict[str, float | None]) -> Figure:
 
 @styled
 def rewards(histories: dict[str, pd.DataFrame], smooth: int = 5) -> Figure:
-    """A policy's training by step: reward, how alike its candidates are, divergence from the writer before, and the
-    share of groups in which all candidates are worth the same (these teach nothing).
+    """A policy's training by step. Above: each side's reward and its two terms, in a band of one standard deviation
+    over candidates. Below: how alike two subjects' candidates are, divergence from the writer before, entropy, the share
+    of candidates that were cut off, and that of groups in which all are worth the same (these teach nothing).
 
     Args:
-        histories: label → `step`, `user/reward`, `item/reward`, `user/alike`, `item/alike`, `kl` and
-            `frac_reward_zero_std`; see `profiles.grpo.train`.
+        histories: label → `step`, and what of it there is: `{side}/{reward, collab, dist, alike}`, `{side}/... std`, `kl`,
+            `entropy`, `completions/clipped_ratio`, `frac_reward_zero_std`; see `profiles.grpo.train`.
         smooth: steps of the running mean.
     """
-    figure, axes = axes_row(4, height=2.3)
+    terms = {"reward": "reward", "collab": "near its subject (Eq. 10)", "dist": "far from neighbours (Eq. 11)"}
+    rest = {"alike": "mean cosine of two subjects", "kl": "divergence", "entropy": "entropy",
+            "completions/clipped_ratio": "cut off", "frac_reward_zero_std": "groups without spread"}
+    figure, axes = plt.subplots(2, 4, figsize=(3.2 * COLUMN, 4.4), layout="constrained")
+    axes = axes.ravel()
     mean = lambda frame, name: frame[name].rolling(smooth, min_periods=1).mean()
     for colour, (label, frame) in zip(PALETTE, histories.items()):
-        for ax, name in zip(axes, ("reward", "alike")):
-            for side, style in (("user", "-"), ("item", "--")):
-                if f"{side}/{name}" in frame:
-                    ax.plot(frame["step"], mean(frame, f"{side}/{name}"), style, lw=1.3, color=colour)
-        for ax, name in zip(axes[2:], ("kl", "frac_reward_zero_std")):
-            if name in frame:
-                ax.plot(frame["step"], mean(frame, name), lw=1.3, color=colour, label=label if ax is axes[2] else None)
-    titles = "reward (items dashed)", "mean pairwise cosine", "divergence", "groups without spread"
-    for ax, title in zip(axes, titles):
+        for ax, name in zip(axes, [*terms, *rest]):
+            for side, style in (("user/", "-"), ("item/", "--")) if name in terms or name == "alike" else (("", "-"),):
+                if side + name not in frame:
+                    continue
+                line = mean(frame, side + name)
+                ax.plot(frame["step"], line, style, lw=1.3, color=colour)
+                if f"{side}{name} std" in frame:
+                    about = mean(frame, f"{side}{name} std")
+                    ax.fill_between(frame["step"], line - about, line + about, color=colour, alpha=0.1, lw=0)
+        axes[0].plot([], [], lw=1.3, color=colour, label=label)
+    for ax, title in zip(axes, [*terms.values(), *rest.values()]):
         ax.set(title=title, xlabel="step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=max(1, len(histories)))
+    axes[0].plot([], [], "--", lw=1.3, color="grey", label="items")
+    figure.legend(loc="outside lower center", ncols=1 + len(histories))
     return figure
 
 

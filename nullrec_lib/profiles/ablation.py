@@ -67,7 +67,8 @@ class Made:
     """`method`, `label` and what else a row of `grid.make` has."""
     costs: pd.DataFrame
     """By row with profiles: `prompts` and `tokens` (read and written) of the loop, of GRPO and of the candidates, and
-    their `seconds`. Rows share builds and policies; each is told all that it needs."""
+    their `seconds`. Rows share builds and policies; each is told all that it needs, so a row with half of the loop also
+    the whole one that its policy learned on."""
     rewards: pd.DataFrame
     """By row and side: reward of the candidates on `mean` and of the `best`, both with intervals over subjects, at the
     same number of candidates; `alike` is the mean cosine of two subjects' best ones."""
@@ -126,18 +127,18 @@ def make(
         variant = VARIANTS[name]
         weights = settings.lambda_collab * variant.lambdas[0], settings.lambda_dist * variant.lambdas[1]
         profiles = built(f"local:{model}", variant.mode, max_tokens=settings.max_tokens)
-        policy, record = Path(model), None
+        policy, record, read = Path(model), None, {profiles}
         if variant.learns:
             learned = replace(settings, lambda_collab=weights[0], lambda_dist=weights[1])
             full = built(f"local:{model}", "full", max_tokens=settings.max_tokens)
             trained = folder_of(root / "grpo", {"profiles": full.name, "settings": learned})
-            policy, record = trained / MODEL, train(full, trained, learned)
+            policy, record, read = trained / MODEL, train(full, trained, learned), {profiles, full}
         chosen = dict(model=str(policy), candidates=candidates, lambda_collab=weights[0], lambda_dist=weights[1],
                       max_tokens=settings.max_tokens, seed=settings.seed)
         out = folder_of(root / "best", chosen | {"profiles": profiles.name, "model": policy.parent.name})
         told = best(profiles, out, **chosen)
         folders[name] = {"profiles": profiles, "best": out, "policy": policy}
-        costs.append({"row": name} | _cost(profiles, record, told))
+        costs.append({"row": name} | _cost(read, record, told))
         rewards += [{"row": name, "side": side, **_flat(told[side])} for side in ("item", "cut") if side in told]
     rows = [{"method": "pte", "label": name, "profiles": str(folders[name]["best"])} for name in names]
     rows += _controls(root, folders[FULL]["best"], built("extractive", "full"), settings.seed)
@@ -187,9 +188,10 @@ def dealt_out(found: Vectors, seed: int) -> Vectors:
     return replace(found, items=found.items[order], about=found.about | {"control": "items dealt out"})
 
 
-def _cost(profiles: Path, record: dict[str, Any] | None, told: dict[str, Any]) -> dict[str, float]:
-    """What one row's texts took; of a build that was stopped, what the last call wrote."""
-    spent = [finished(profiles).usage, *told["usage"]]
+def _cost(read: set[Path], record: dict[str, Any] | None, told: dict[str, Any]) -> dict[str, float]:
+    """What one row's texts took, with the builds that it read; of what was stopped, what the last call wrote. Candidates
+    that a policy was judged by are prompts and seconds, their tokens are not counted."""
+    spent = [*(finished(folder).usage for folder in read), *told["usage"]]
     cost = {"prompts": sum(one["prompts"] for one in spent), "seconds": sum(one["seconds"] for one in spent),
             "tokens": sum(one["prompt_tokens"] + one["written_tokens"] for one in spent)}
     if record is not None:

@@ -92,7 +92,7 @@ def rewritten(profiles: Path, out: Path, model: str, histories: list[np.ndarray]
         users: (n,) whose they are.
 
     Raises:
-        InputError: no such choice, or a history that is shorter than every cut.
+        InputError: no such choice, another model than chose there, or a history that is shorter than every cut.
     """
     path = Path(out) / RECORD
     if not path.exists():
@@ -105,6 +105,8 @@ def rewritten(profiles: Path, out: Path, model: str, histories: list[np.ndarray]
     known = [one if whole else one[:cut] for one, cut in zip(histories, cuts)]
     loop, side = others(profiles, known, users, asked["lambda_collab"], asked["lambda_dist"])
     loops = _writers(loop, Path(out), model, asked["max_tokens"], asked["seed"])
+    if [one.writer.revision for one in loops] != asked["revisions"]:
+        raise InputError(f"{out}: was chosen from what another model than {model} wrote.")
     return _choose(side, loops, asked["candidates"], asked["seed"])[0]
 
 

@@ -17,6 +17,7 @@ import shutil
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -36,14 +37,15 @@ from nullrec_lib.profiles.rewards import Reward, advantages, check_weights
 from nullrec_lib.profiles.sides import Side, open_build, sides
 from nullrec_lib.progress import bar
 
-ASKED, RECORD, MODEL, CURRENT = "asked.json", "grpo.json", "model", "current.safetensors"
+ASKED, RECORD, HISTORY, MODEL, CURRENT = "asked.json", "grpo.json", "history.json", "model", "current.safetensors"
 SHOWN = 3
 """Judged subjects whose profiles before and after are kept in the record."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a result; `lr` and `beta` (of the KL term to the writer before) as in TRL."""
+    """What decides a result, with the number of processes; `lr` and `beta` (of the KL term to the writer before) as in
+    TRL. All K candidates of a group answer one prompt at one temperature, since what they are compared in must be theirs."""
 
     steps: int = 100
     num_generations: int = 8
@@ -56,7 +58,8 @@ class Settings:
     lr: float = 5e-5
     beta: float = 0.02
     refresh: int = 25
-    """Steps after which the neighbours' embeddings are those of the best candidates seen since."""
+    """Steps after which neighbours' embeddings are brought up to date: each subject that came up since has that of the
+    best candidate of its latest group."""
     lora: bool = False
     seed: int = 22
 
@@ -95,12 +98,15 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
         trainer logged, by step), `samples`, `seconds`.
 
     Raises:
-        InputError: no such build, a writer that is not local, settings out of range, or `out` holds something else.
+        InputError: no such build, a writer that is not local, settings out of range, a side with fewer than two prompts,
+            `out` holds something else, or vLLM is asked for and not installed.
     """
     out = Path(out)
     source, made_by = _asked(profiles, settings, base)
     if (record := _stored(out, made_by)) is not None:
         return record
+    if vllm_server and find_spec("vllm") is None:
+        raise InputError("vllm_server: the package vllm, which speaks to the server, is not installed; `pip install vllm`.")
     made = _sides(profiles, settings, source)
     parts = {kind: part(side, settings.seed) for kind, side in made.items()}
     if int(os.environ.get("RANK", 0)):
@@ -109,8 +115,6 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
     with alone(out):
         if (record := _stored(out, made_by)) is not None:
             return record
-        if (out / ASKED).exists() and json.loads((out / ASKED).read_text(encoding="utf-8")) != made_by:
-            raise InputError(f"{out}: holds another training, which was stopped; give another folder.")
         write_json(out / ASKED, made_by)
         begun = time.perf_counter()
         built = {kind: side.reward.current.copy() for kind, side in made.items()}
@@ -138,19 +142,21 @@ def plan(profiles: Path, out: Path, settings: Settings = Settings(), base: str |
          vllm_server: str | None = None) -> dict[str, Any]:
     """What `train` would do, checked but not begun: the trainer's configuration is made, no model is loaded.
 
-    Returns: `model`, `processes`, `generation` (of candidates: by whom), `subjects` by side and part, `completions` in
-        all, and of the configuration what decides the size of a step.
+    Returns: `model`, `processes`, `generation` (of candidates: by whom, and whether this place can speak to it),
+        `subjects` by side and part, `completions` in all, and of the configuration what decides the size of a step.
 
     Raises:
-        InputError: see `train`.
+        InputError: see `train`; but that vLLM is missing here is told and no error.
     """
-    source, _ = _asked(profiles, settings, base)
+    source, made_by = _asked(profiles, settings, base)
+    _stored(Path(out), made_by)
     made = _sides(profiles, settings, source)
     asked = config(out, settings, **_vllm(vllm_server))
     sizes = {f"{kind} {which}": len(places) for kind, side in made.items()
              for which, places in part(side, settings.seed).items()}
     return {"model": str(source), "processes": asked.world_size,
-            "generation": f"vLLM at {vllm_server}" if vllm_server else "in each process", "subjects": sizes,
+            "generation": f"vLLM at {vllm_server}" if vllm_server else "in each process",
+            **({"vllm installed": find_spec("vllm") is not None} if vllm_server else {}), "subjects": sizes,
             "steps": asked.max_steps, "completions_per_step": asked.generation_batch_size,
             "completions": asked.max_steps * asked.generation_batch_size, "num_generations": asked.num_generations,
             "scale_rewards": asked.scale_rewards, "beta": asked.beta, "bf16": asked.bf16}
@@ -163,13 +169,18 @@ def _asked(profiles: Path, settings: Settings, base: str | None) -> tuple[Path, 
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
     source = find(base or loop.writer.name.partition(":")[2])
     return source, {
-        "settings": asdict(settings), "model_sha256": model_sha256(source),
+        "settings": asdict(settings), "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "model_sha256": model_sha256(source),
         "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
 
 
 def _sides(profiles: Path, settings: Settings, source: Path) -> dict[str, Side]:
-    """Sides to learn from, all of whose prompts leave the model room to answer."""
+    """Sides to learn from: of two prompts or more, all of which leave the model room to answer."""
     _, made = sides(profiles, settings.lambda_collab, settings.lambda_dist)
+    for kind, side in made.items():
+        if kind != "cut" and len(set(side.prompts)) < 2:
+            raise InputError(f"{profiles}: all its {kind} profiles answer one prompt, and one part of the prompts is learned "
+                             "from while the other is held out; build profiles of more.")
     writer = Local(str(source), max_tokens=settings.max_tokens)
     longest = max(len(encode_prompt(writer.tokenizer, prompt)) for side in made.values() for prompt in side.prompts)
     if writer.room is not None and longest > writer.room:
@@ -179,12 +190,19 @@ def _sides(profiles: Path, settings: Settings, source: Path) -> dict[str, Side]:
 
 
 def _stored(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
-    if not (out / RECORD).exists():
-        return None
-    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    if {name: record[name] for name in made_by} != made_by:
-        raise InputError(f"{out}: holds another training; give another folder.")
-    return record
+    """The record of this training, where it has finished.
+
+    Raises:
+        InputError: `out` holds another one, finished or stopped.
+    """
+    for name, what in ((RECORD, "another training"), (ASKED, "another training, which was stopped")):
+        if (out / name).exists():
+            found = {"processes": 1} | json.loads((out / name).read_text(encoding="utf-8"))
+            if {name: found.get(name) for name in made_by} != made_by:
+                raise InputError(f"{out}: holds {what}; give another folder.")
+            if name == RECORD:
+                return found
+    return None
 
 
 def _vllm(server: str | None) -> dict[str, Any]:
@@ -217,7 +235,7 @@ class Rewarder:
                  log_metric=None, **_: Any) -> list[float]:
         """
         Args:
-            completions: one message list per candidate.
+            completions: one message list per candidate, or its text where the model has no chat template.
             kind, place: columns of the data set: the side and the row of the subject.
         """
         K = self.settings.num_generations
@@ -226,7 +244,7 @@ class Rewarder:
             self.share()
             for name, reward in self.rewards.items():
                 reward.refresh(self.pending[name])
-        texts = [answered(one[0]["content"]) for one in completions]
+        texts = [answered(one if isinstance(one, str) else one[0]["content"]) for one in completions]
         total = np.zeros(len(texts))
         for name, reward in self.rewards.items():
             some = np.array([at for at, one in enumerate(kind) if one == name], np.int64)
@@ -240,10 +258,12 @@ class Rewarder:
                 if not degenerate(texts[best]):  # or a neighbour who falls silent would be worth something
                     self.seen[name, place[best]] = terms.rows[np.searchsorted(some, best)]
             if log_metric is not None:
-                for term in ("collab", "dist"):
-                    log_metric(f"{name}/{term}", float(getattr(terms, term).mean()))
-                log_metric(f"{name}/reward", float(terms.total.mean()))
-                log_metric(f"{name}/alike", mean_cosine(terms.rows))
+                for term, worth in (("collab", terms.collab), ("dist", terms.dist), ("reward", terms.total)):
+                    log_metric(f"{name}/{term}", float(worth.mean()))
+                    log_metric(f"{name}/{term} std", float(worth.std()))
+                if len(some) > K:  # two subjects or more: of each the k-th candidate
+                    groups = terms.rows.reshape(-1, K, terms.rows.shape[1])
+                    log_metric(f"{name}/alike", float(np.mean([mean_cosine(groups[:, k]) for k in range(K)])))
         if self.settings.advantage == "standard":
             return total.tolist()
         groups = total.reshape(-1, K)
@@ -259,12 +279,25 @@ def config(out: Path, settings: Settings, **more: Any):
         output_dir=str(Path(out) / "checkpoints"), seed=settings.seed, max_steps=settings.steps,
         per_device_train_batch_size=settings.num_generations * settings.prompts_per_step,
         num_generations=settings.num_generations, max_completion_length=settings.max_tokens,
-        temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
+        shuffle_dataset=False, temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
         scale_rewards="group" if settings.advantage == "standard" else "none",
         use_cpu=not cuda, bf16=cuda, fp16=False, activation_checkpointing=False, dataloader_pin_memory=cuda,
         report_to="none", disable_tqdm=True, logging_steps=1, save_strategy="steps",
         save_steps=max(1, settings.refresh), save_total_limit=2,
     ) | more)
+
+
+def turns(parts: dict[str, Parts], n: int, seed: int) -> list[tuple[str, int]]:
+    """n times whose turn it is, as side and place: sides by turns, each one's training subjects in rounds of a new order
+    each, so that the smaller side comes round more often.
+
+    The whole training is told at once: a trainer that shuffles anew in every epoch would not go on where it was stopped.
+    """
+    drawn = np.random.default_rng(seed)
+    rounds = {kind: np.concatenate([drawn.permutation(part["train"]) for _ in range(-(-n // len(part["train"])))])
+              for kind, part in parts.items()}
+    kinds = list(parts)
+    return [(kinds[at % len(kinds)], int(rounds[kinds[at % len(kinds)]][at // len(kinds)])) for at in range(n)]
 
 
 def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Parts], settings: Settings,
@@ -276,13 +309,13 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
     from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOTrainer
 
-    if (out / MODEL / "history.json").exists():
-        return json.loads((out / MODEL / "history.json").read_text(encoding="utf-8"))
-    # Both sides alike: the smaller one comes round more often.
-    longest = max(len(part["train"]) for part in parts.values())
-    rows = [{"prompt": [{"role": "user", "content": side.prompts[place]}], "kind": kind, "place": int(place)}
-            for kind, side in made.items() for place in np.resize(parts[kind]["train"], longest)]
-    rows = [rows[at] for at in np.random.default_rng(settings.seed).permutation(len(rows))]
+    if (out / MODEL).exists():
+        return json.loads((out / HISTORY).read_text(encoding="utf-8"))
+    asked = config(out, settings, **_vllm(vllm_server))
+    tokenizer = load_tokenizer(source)
+    said = lambda text: text if tokenizer.chat_template is None else [{"role": "user", "content": text}]
+    rows = [{"prompt": said(made[kind].prompts[place]), "kind": kind, "place": place} for kind, place in turns(
+        parts, settings.steps * settings.prompts_per_step * asked.world_size, settings.seed)]
     rewarder = Rewarder({kind: side.reward for kind, side in made.items()}, settings)
 
     class Keeper(TrainerCallback):
@@ -302,12 +335,11 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
 
     cuda = torch.cuda.is_available()
     adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    tokenizer = load_tokenizer(source)
     with warnings.catch_warnings(), bar(what="GRPO", total=settings.steps, unit="step") as progress:
         warnings.simplefilter("ignore")  # of the libraries at one another
         trainer = GRPOTrainer(
             load_model(source, torch.bfloat16 if cuda and settings.lora else torch.float32), rewarder,
-            config(out, settings, **_vllm(vllm_server)), Dataset.from_list(rows), processing_class=tokenizer,
+            asked, Dataset.from_list(rows), processing_class=tokenizer,
             callbacks=[Keeper()], peft_config=adapters if settings.lora else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -331,6 +363,6 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
     model = trainer.accelerator.unwrap_model(trainer.model)
     unfinished = out / f".{MODEL}"
     save(model.merge_and_unload() if settings.lora else model, tokenizer, unfinished)
-    write_json(unfinished / "history.json", history)
+    write_json(out / HISTORY, history)  # not with the weights: it holds times, and the weights' hash names the policy
     unfinished.replace(out / MODEL)
     return history

@@ -69,21 +69,30 @@ def judge(made: dict[str, Side], parts: dict[str, Parts], written: Written) -> d
 
 
 def gain(made: dict[str, Side], parts: dict[str, Parts], before: Written, after: Written) -> dict[str, Any]:
-    """How much the mean reward rose, by `side part`, paired over subjects: as it is, and with all texts cut to one
-    length, the shortest tenth's of both that are profiles at all, since longer texts may be nearer to everything.
+    """How much the mean reward rose, by `side part`, paired over subjects: as it is; with longer texts cut to one length,
+    the shortest tenth's of both that are profiles at all, since longer texts may be nearer to everything; and so cut, of
+    those texts alone that are profiles and have that length, so that neither fewer useless texts nor longer ones count.
 
-    Returns: `reward` and `reward_at_equal_length`, each with `mean`, `low`, `high` (95%, t over subjects); and `words`.
+    Returns: `reward`, `reward_at_equal_length` and `reward_of_useful`, each with `mean`, `low`, `high` (95%, t over
+        subjects; of the last over those that have such texts before and after, None where there is none); `words` of the
+        length, and `useful`, the share of texts that the last is of, before and after.
     """
     found = {}
     for (kind, part), groups in before.items():
         side, places = made[kind], parts[kind][part][:JUDGED]
-        written = [text for texts in (*groups, *after[kind, part]) for text in texts]
-        lengths = [len(text.split()) for text in written if not degenerate(text)]
+        both = groups, after[kind, part]
+        lengths = [len(text.split()) for some in both for texts in some for text in texts if not degenerate(text)]
         words = max(2, int(np.quantile(lengths, 0.1))) if lengths else 2  # of one word, every text would be useless
-        short = lambda text: " ".join(text.split()[:words])
-        mean = lambda groups, cut: np.mean(
-            [side.reward([cut(text) for text in texts], places).total for texts in groups], axis=0)
-        risen = {"reward": mean(after[kind, part], str) - mean(groups, str),
-                 "reward_at_equal_length": mean(after[kind, part], short) - mean(groups, short)}
-        found[f"{kind} {part}"] = {name: interval(values) for name, values in risen.items()} | {"words": words}
+        worth = lambda some, cut: np.stack([side.reward([cut(text) for text in texts], places).total for texts in some])
+        full = [worth(some, str) for some in both]
+        short = [worth(some, lambda text: " ".join(text.split()[:words])) for some in both]
+        useful = [np.array([[not degenerate(text) and len(text.split()) >= words for text in texts] for texts in some])
+                  for some in both]
+        there = useful[0].any(axis=0) & useful[1].any(axis=0)
+        mean = [(one * here).sum(axis=0)[there] / here.sum(axis=0)[there] for one, here in zip(short, useful)]
+        rise = lambda pair: pair[1].mean(axis=0) - pair[0].mean(axis=0)
+        found[f"{kind} {part}"] = {
+            "reward": interval(rise(full)), "reward_at_equal_length": interval(rise(short)),
+            "reward_of_useful": interval(mean[1] - mean[0]) if there.any() else None,
+            "words": words, "useful": [float(here.mean()) for here in useful]}
     return found

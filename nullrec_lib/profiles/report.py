@@ -17,7 +17,6 @@ from nullrec_lib.profiles.build import material, own_user
 from nullrec_lib.profiles.grpo import RECORD
 from nullrec_lib.profiles.loop import BUILT, finished
 from nullrec_lib.profiles.probe import readings
-from nullrec_lib.profiles.rewards import USELESS
 from nullrec_lib.profiles.store import Store
 from nullrec_lib.results import markdown
 
@@ -104,11 +103,10 @@ def gains(folders: list[Path], out: Path) -> Path:
     rows = [_gained(name, one, which) for name, one in all_.items() for which in one["gain"]]
     text = ["# What policies gained", "K candidates of each judged subject before and after GRPO, sampled alike; "
             "`held_out` subjects were never learned from; both are judged beside the neighbours' profiles as they were built. "
-            "Gains are paired over subjects, with 95% intervals (t); at equal "
-            "length all texts are cut to the shortest tenth's. `useless` is the share of texts that are no profile, "
-            "whose reward is the least there is: part of a gain is fewer of these, and the gain of the useful ones alone stands "
-            "beside. `alike` is the mean cosine of two "
-            "subjects' candidates.", markdown(pd.DataFrame([_asked_of(name, one) for name, one in all_.items()])),
+            "Gains are paired over subjects, with 95% intervals (t); at equal length longer texts are cut to the shortest "
+            "tenth's. `useless` is the share of texts that are no profile, whose reward is the least there is: part of a "
+            "gain is fewer of these. So beside it stands the gain of useful texts alone, all of that very length; `counted` "
+            "is their share of all. `alike` is the mean cosine of two subjects' candidates.", markdown(pd.DataFrame([_asked_of(name, one) for name, one in all_.items()])),
             markdown(pd.DataFrame(rows))]
     path = Path(out) / "results.md"
     write_text(path, "\n\n".join(text) + "\n")
@@ -129,13 +127,11 @@ def _gained(name: str, one: dict[str, Any], which: str) -> dict[str, Any]:
     told = lambda some: f"{some['mean']:+.3f}{between(some)}"
     number = lambda value, form: "-" if value is None else format(value, form)
     pair = lambda key, form: f"{number(before[key], form)} → {number(after[key], form)}"
-    lost = (one["settings"]["lambda_collab"] + one["settings"]["lambda_dist"]) * -USELESS  # by each useless text
-    useful = [(of["reward"]["mean"] + lost * of["useless"]) / (1 - of["useless"]) if of["useless"] < 1 else None
-              for of in (before, after)]
     return {"policy": name, "subjects": which, "n": before["subjects"],
             "reward": f"{before['reward']['mean']:.3f} → {after['reward']['mean']:.3f}", "gain": told(gained["reward"]),
             "gain at equal length": told(gained["reward_at_equal_length"]),
-            "gain of useful texts": "-" if None in useful else f"{useful[1] - useful[0]:+.3f}", "near": pair("collab", ".3f"),
+            "of useful texts": told(gained["reward_of_useful"]) if gained["reward_of_useful"] else "-",
+            "counted": "{:.0%} → {:.0%}".format(*gained["useful"]), "near": pair("collab", ".3f"),
             "far": pair("dist", ".3f"), "useless": pair("useless", ".1%"), "words": pair("words", ".1f"),
             "alike": pair("alike", ".3f"), "best of K": f"{before['best']['mean']:.3f} → {after['best']['mean']:.3f}"}
 

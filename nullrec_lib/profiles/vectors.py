@@ -140,13 +140,16 @@ def beside_histories(vectors: Vectors, user_ids: list[str], trained: np.ndarray,
     cuts, rows = cuts[order], vectors.users[order]
     if shuffled is not None:
         part = np.where(cuts[:, 1] <= trained[cuts[:, 0]], 0, np.where(validates[cuts[:, 0]], 1, 2))
-        rows = rows[_shuffled(cuts, part, shuffled)]
+        taken = _shuffled(cuts, part, shuffled)
+        cuts, rows = cuts[taken >= 0], rows[taken[taken >= 0]]
+        if not len(cuts):
+            return None
     return UserProfiles(torch.from_numpy(cuts), torch.from_numpy(rows))
 
 
 def _shuffled(cuts: np.ndarray, part: np.ndarray, seed: int) -> np.ndarray:
     """(C,) the row whose vector each row of `cuts` (user and cut) gets: another user's, of the same cut or the nearest
-    ones. What is made of training interactions alone, of validation users' and of the others' (`part` 0, 1, 2) goes to
+    ones. Who is left with a vector of its own, since nobody else has one there, gets -1. What is made of training interactions alone, of validation users' and of the others' (`part` 0, 1, 2) goes to
     its like: no training example may read what somebody holds out, and no validation example what is there to test."""
     taken = np.arange(len(cuts))
     for some in (np.flatnonzero(part == number) for number in range(3)):
@@ -155,4 +158,4 @@ def _shuffled(cuts: np.ndarray, part: np.ndarray, seed: int) -> np.ndarray:
         turns = [np.roll(ring, steps) for steps in range(1, min(len(ring), 100))]
         if turns:
             taken[ring] = min(turns, key=lambda turned: int((cuts[turned, 0] == cuts[ring, 0]).sum()))
-    return taken
+    return np.where(cuts[taken, 0] == cuts[:, 0], -1, taken)

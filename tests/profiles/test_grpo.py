@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
 from nullrec_lib.language import model
+from nullrec_lib.language.encoders.folders import model_sha256
+from nullrec_lib.language.writers.local import load_model, load_tokenizer
 from nullrec_lib.profiles import grpo, prompts
 from nullrec_lib.profiles.build import build, examples
 from nullrec_lib.profiles.grpo import Rewarder, Settings, plan, train
@@ -87,7 +90,11 @@ def test_the_trainer_gets_rewards_and_the_diagnostics_by_side():
                            ["item", "item", "user", "user"], [0, 0, 1, 1])
     assert found == pytest.approx([0.8, 0.0, 1.0, 0.0])
     assert logged["item/collab"] == pytest.approx(0.4) and logged["user/reward"] == pytest.approx(0.5)
-    assert logged["user/alike"] == pytest.approx(0.0) and logged["item/dist"] == 0
+    assert logged["item/collab std"] == pytest.approx(0.4) and logged["user/reward std"] == pytest.approx(0.5)
+    assert logged["item/dist"] == 0
+    assert "user/alike" not in logged  # of one subject: its own candidates are not two subjects'
+    _, logged = called(rewarder, ["fair words", "bad words", "good words", "bad words"], ["user"] * 4, [0, 0, 1, 1])
+    assert logged["user/alike"] == pytest.approx((0.8 + 1.0) / 2)
 
 
 def test_neighbours_become_the_best_candidates_on_schedule():
@@ -131,29 +138,43 @@ def test_gains_are_paired_and_told_at_equal_length_too():
     assert judge({"user": side}, parts, few)["user held_out"]["useless"] == 2 / 8
     told = gain({"user": side}, parts, few, many)["user held_out"]
     assert told["words"] == 2 and told["reward_at_equal_length"]["mean"] > 0  # cut to one word, all would be useless
+    assert told["reward_of_useful"]["mean"] == pytest.approx(0) and told["useful"] == [6 / 8, 1]
+    few["user", "held_out"] = [["", "one", "", "one"]] * 2
+    assert gain({"user": side}, parts, few, many)["user held_out"]["reward_of_useful"] is None
     assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
         {"mean": 2.0, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5})
 
 
-def test_the_gain_of_useful_texts_leaves_out_what_fewer_useless_ones_bring():
-    """Useful texts are worth 0.3 before and 0.4 after; a tenth and none are useless, and cost 1 and 0.5 of the terms."""
-    told = lambda reward, useless: dict(subjects=3, reward={"mean": reward}, best={"mean": 1.0}, useless=useless,
-                                        collab=0.0, dist=0.0, words=1.0, alike=None)
-    rise = {"mean": 0.22, "low": None, "high": None}
-    record = {"start": {"user held_out": told(0.9 * 0.3 - 0.1 * 1.5, 0.1)}, "end": {"user held_out": told(0.4, 0.0)},
-              "gain": {"user held_out": {"reward": rise, "reward_at_equal_length": rise}},
-              "settings": {"lambda_collab": 1.0, "lambda_dist": 0.5}}
-    row = report._gained("one", record, "user held_out")
-    assert row["gain"] == "+0.220" and row["gain of useful texts"] == "+0.100"
-    record["start"]["user held_out"]["useless"] = 1.0
-    assert report._gained("one", record, "user held_out")["gain of useful texts"] == "-"
+def test_the_gain_of_useful_texts_is_of_those_that_are_as_long(profiles):
+    """Cut to four words: two that are longer by words which would pay, one too short, one in circles."""
+    worth = {"a b c d": 0.2, "a b c d e f": 0.9, "p q r s": 0.5, "p q r s t u": 0.9, "v w x": 0.9}
+    reward = Reward(np.array([[1.0, 0.0]] * 2), np.full((2, 1), -1), np.zeros((2, 2)),
+                    lambda texts: np.array([[worth.get(text, 0.0), 0.0] for text in texts]), 1.0, 0.0)
+    side = Side("user", ["a", "b"], [None] * 2, ["a", "b"], ["a", "b"], reward)
+    before = {("user", "held_out"): [["a b c d e f", "a b c d"], ["", "a b c d e f"]] + [["a b c d"] * 2] * 4}
+    after = {("user", "held_out"): [["p q r s t u", "p q r s"], ["p q r s", "v w x"]] + [["p q r s"] * 2] * 4}
+    found = gain({"user": side}, {"user": {"held_out": np.arange(2)}}, before, after)["user held_out"]
+    assert found["words"] == 4 and found["useful"] == pytest.approx([11 / 12, 11 / 12])
+    assert found["reward_of_useful"]["mean"] == pytest.approx(0.3)
+    assert found["reward"]["mean"] > 0.3
+
+
+def test_whose_turn_it_is():
+    parts = {"user": {"train": np.array([3, 5, 7])}, "item": {"train": np.array([2])}}
+    told = grpo.turns(parts, 9, 22)
+    assert [kind for kind, _ in told] == ["user", "item"] * 4 + ["user"]
+    users = [place for kind, place in told if kind == "user"]
+    assert sorted(users[:3]) == [3, 5, 7] and set(users[3:]) < {3, 5, 7} and len(set(users[3:])) == 2
+    assert grpo.turns(parts, 9, 22) == told != grpo.turns(parts, 9, 23)
+    # A longer training begins like a shorter one of as many rounds, and needs no more subjects than there are.
+    assert {place for kind, place in grpo.turns(parts, 100, 22) if kind == "item"} == {2}
 
 
 def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles, tmp_path, monkeypatch):
     whole = train(profiles, tmp_path / "whole", FEW)
     assert {"user/collab", "item/collab"} <= set().union(*whole["history"])  # both sides are learned from
     assert len(whole["history"]) == 3 and {"kl", "entropy", "frac_reward_zero_std", "completions/clipped_ratio",
-                                           "item/alike", "item/collab"} <= set().union(*whole["history"])
+                                           "item/collab std", "item/collab"} <= set().union(*whole["history"])
     assert {"user train", "user held_out", "item train", "item held_out"} == set(whole["start"]) == set(whole["gain"])
     assert (tmp_path / "whole" / "model" / "model.safetensors").exists()
     assert not (tmp_path / "whole" / "checkpoints").exists()
@@ -171,6 +192,7 @@ def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles,
             raise KeyboardInterrupt
         return real(self, *given, **named)
 
+    assert max(one["epoch"] for one in whole["history"]) == 1  # six prompts and more than six turns, told in one
     monkeypatch.setattr(Rewarder, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         train(profiles, tmp_path / "stopped", FEW)
@@ -179,6 +201,8 @@ def test_a_training_that_is_stopped_goes_on_and_a_finished_one_is_read(profiles,
     for name in ("reward", "kl", "item/collab"):
         assert [one.get(name) for one in again["history"]] == pytest.approx([one.get(name) for one in whole["history"]])
     assert again["end"] == whole["end"]
+    hashes = {model_sha256(tmp_path / name / "model") for name in ("whole", "stopped")}
+    assert len(hashes) == 1  # by which candidates are known: of weights, not of how long they took
     monkeypatch.setattr(grpo, "_train", None)  # which is not needed any more
     assert train(profiles, tmp_path / "stopped", FEW) == again
     with pytest.raises(InputError, match="holds another training"):
@@ -202,6 +226,62 @@ def test_judged_beside_the_neighbours_as_they_were_built(profiles, tmp_path, mon
     (tmp_path / "grpo.json").unlink()  # killed after the policy was stored
     again = train(profiles, tmp_path, FEW)
     assert again["start"] == record["start"] and again["end"] == record["end"]
+
+
+def test_a_training_killed_before_its_policy_was_stored_is_not_done_again(profiles, tmp_path, monkeypatch):
+    whole = train(profiles, tmp_path / "whole", FEW)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(grpo, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(profiles, tmp_path / "stopped", FEW)
+    monkeypatch.setattr(Rewarder, "__call__", None)  # no step is left
+    assert train(profiles, tmp_path / "stopped", FEW)["end"] == whole["end"]
+
+
+def test_adapters_are_merged_and_a_model_without_a_chat_template_learns(profiles, tmp_path):
+    source = tmp_path / "plain"
+    shutil.copytree(profiles.parent / "model", source)
+    tokenizer = load_tokenizer(source)
+    tokenizer.chat_template = None
+    for file in source.glob("*chat_template*"):
+        file.unlink()
+    tokenizer.save_pretrained(source)
+    assert load_tokenizer(source).chat_template is None
+    record = train(profiles, tmp_path / "g", dataclasses.replace(FEW, lora=True, lr=1e-2), base=str(source))
+    assert len(record["history"]) == 3
+    before, after = (load_model(folder, torch.float32).state_dict() for folder in (source, tmp_path / "g" / "model"))
+    assert before.keys() == after.keys()  # adapters are part of the weights again
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("proj" in name or "fc" in name or "lm_head" in name for name in moved)
+
+
+@pytest.mark.parametrize("which", ["user", "item"])
+def test_a_side_of_one_prompt_is_refused_before_training(profiles, tmp_path, monkeypatch, which):
+    there = grpo.sides
+
+    def alike(*given):
+        loop, made = there(*given)
+        side = made[which]
+        return loop, made | {which: dataclasses.replace(side, prompts=side.prompts[:1] * len(side.prompts))}
+
+    monkeypatch.setattr(grpo, "sides", alike)
+    for call in (plan, train):
+        with pytest.raises(InputError, match=f"all its {which} profiles answer one prompt"):
+            call(profiles, tmp_path / "g", FEW)
+
+
+def test_another_number_of_processes_is_another_training(profiles, tmp_path, monkeypatch):
+    train(profiles, tmp_path / "g", FEW)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for call in (plan, train):
+        with pytest.raises(InputError, match="holds another training; give"):
+            call(profiles, tmp_path / "g", FEW)
+
+
+def test_a_server_needs_what_speaks_to_it(profiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo, "find_spec", lambda name: None)
+    assert plan(profiles, tmp_path / "g", FEW, vllm_server="http://there:1")["vllm installed"] is False
+    with pytest.raises(InputError, match="the package vllm, which speaks to the server, is not installed"):
+        train(profiles, tmp_path / "g", FEW, vllm_server="http://there:1")
 
 
 def test_a_build_of_other_items_is_refused(profiles, monkeypatch):

@@ -395,6 +395,18 @@ def test_users_alone_with_their_length_get_the_nearest_ones():
     assert np.median(np.abs(taken - np.repeat(np.arange(30), 2))) <= 2
 
 
+def test_who_has_nobody_else_gets_nobodys():
+    """One validation user alone, at two cuts: turned around, its first cut would read what its later history says."""
+    ids, rows = ["u0", "u1", "u2"], np.eye(6, dtype=np.float32)
+    found = Vectors([], rows[:0], sorted(ids * 2), np.tile([1, 3], 3), rows, {})
+    trained, validates = np.array([5, 5, 0]), np.array([False, False, True])
+    wrong = beside_histories(found, ids, trained, validates, shuffled=1)
+    assert set(wrong.cuts[:, 0].tolist()) == {0, 1} and len(wrong.rows) == 4
+    assert (wrong.rows.argmax(dim=1).numpy() // 2 != wrong.cuts[:, 0].numpy()).all()
+    alone = Vectors([], rows[:0], ["u2", "u2"], np.array([1, 3]), rows[4:], {})
+    assert beside_histories(alone, ids, trained, validates, shuffled=1) is None
+
+
 # From the command line
 
 
