@@ -1,6 +1,7 @@
 """PtE: where the user's profile stands, which one it is, and what it must not know."""
 
 
+import dataclasses
 import json
 import shutil
 
@@ -141,9 +142,24 @@ def test_profiles_that_belong_elsewhere_are_refused(folder, tmp_path):
         vectors.load(tmp_path)
 
 
-def test_swapping_the_future_changes_no_state(folder):
+@pytest.mark.parametrize("backbone", ["sasrec", "dreamrec"])
+def test_both_backbones_learn_to_read_profiles(folder, tmp_path, backbone):
+    spec = Spec(**SHORT, backbone=backbone, profiles=str(folder))
+    results = [run(one, root=tmp_path) for one in (spec, dataclasses.replace(spec, profiles=None))]
+    assert results[0]["test"]["N@20"] != results[1]["test"]["N@20"]
+    prepared = prepare(spec)
+    model = build(spec, prepared)
+    train = Examples(prepared.split, "train", spec.history_length)
+    train.context = model.method.context(train)
+    with_profile = torch.nonzero(train.context["profile"] >= 0)[:8, 0]
+    model.loss(train.batch(with_profile)).backward()
+    assert len(with_profile) and all(p.grad is not None and p.grad.any() for p in model.method.read.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "dreamrec"])
+def test_swapping_the_future_changes_no_state(folder, backbone):
     """What is after an example's target is other items: its state stays, to the last bit."""
-    spec = Spec(**SHORT, profiles=str(folder))
+    spec = Spec(**SHORT, backbone=backbone, profiles=str(folder))
     prepared = prepare(spec)
     model = build(spec, prepared).eval()
     examples = Examples(prepared.split, "test", spec.history_length)

@@ -1,5 +1,7 @@
 """Rows of Tables 5 and 6: what each is made of, what it costs, and what stands beside the paper's figures."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from nullrec_lib.profiles.ablation import AS_PRINTED, FULL, VARIANTS
 from nullrec_lib.profiles.best import rewritten
 from nullrec_lib.profiles.build import examples, resume
 from nullrec_lib.profiles.grpo import Settings
+from nullrec_lib.profiles.loop import finished
 from nullrec_lib.profiles.sides import others, sides
 from nullrec_lib.spec import Spec
 
@@ -61,6 +64,12 @@ def test_costs_and_rewards_have_a_row_each(made):
     costs = done.costs.set_index("row")
     assert list(costs.index) == list(VARIANTS) and (costs[["prompts", "tokens", "seconds"]] > 0).all(axis=None)
     assert costs.loc["no GRPO", "prompts"] < costs.loc[FULL, "prompts"]
+    # Half a loop's policy learned on the whole loop's profiles, which it needs as well as its own.
+    built = {name: finished(folders["profiles"]).usage["prompts"] for name, folders in done.folders.items()}
+    chosen = {name: sum(one["prompts"] for one in json.loads((folders["best"] / "best.json").read_text())["usage"])
+              for name, folders in done.folders.items()}
+    of_policy = costs["prompts"] - pd.Series(built) - pd.Series(chosen)
+    assert of_policy["user-only"] == of_policy["item-only"] == built[FULL] + of_policy[FULL] and of_policy["no GRPO"] == 0
     rewards = done.rewards.set_index(["row", "side"])
     assert ("item-only", "cut") not in rewards.index and ("user-only", "item") not in rewards.index
     assert (rewards["best"] >= rewards["mean"]).all()
@@ -130,7 +139,8 @@ def test_beside_the_paper():
         assert set(AS_PRINTED.values()) == set(pd.read_csv(f"reports/papers/pte-table{table}.csv")["method"])
 
 
-def test_what_stands_beside_the_tables_is_kept(made, tmp_path):
+def test_what_stands_beside_the_tables_is_kept(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # which is where an empty folder would lead
     _, done = made
     costs, rewards = done.costs.set_index("row"), done.rewards.set_index(["row", "side"])
     moved = pd.DataFrame({"measure": ["kept"], "label": ["PtE"], "mean": [0.5]}).set_index(["measure", "label"])
