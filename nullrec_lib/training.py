@@ -169,7 +169,8 @@ class Optimiser:
 
 def spread(table: Tensor) -> float:
     """Total variance of item vectors (N, d): near zero when they have collapsed to one point."""
-    return float((table.double() - table.double().mean(dim=0)).square().mean(dim=0).sum())
+    mean = sum(rows.double().sum(dim=0) for rows in table.split(2**14)) / len(table)  # no float64 copy of a million items
+    return float(sum((rows.double() - mean).square().sum() for rows in table.split(2**14)) / len(table))
 
 
 def fit(

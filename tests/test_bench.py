@@ -5,11 +5,14 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -100,6 +103,43 @@ def test_a_gpu_gets_its_own_shapes_and_variant():
 def test_the_stated_least_work_is_a_number_at_every_shape(made):
     for shape in made.quick + made.full + made.gpu:
         assert made.moved(**shape) > 0 and made.flops(**shape) >= 0
+
+
+def test_rows_that_are_met_twice_are_read_once():
+    random = np.random.default_rng(0)
+    met = np.mean([len(np.unique(random.integers(0, 50, 120))) for _ in range(2000)])
+    assert cases.distinct(50, 120) == pytest.approx(met, rel=0.01) and cases.distinct(10**9, 7) == pytest.approx(7)
+
+
+def test_the_stored_shares_are_of_work_that_cannot_be_avoided():
+    """What is told as the least that any implementation must do cannot take longer than what was done."""
+    for path in Path("reports/bench").glob("*/results.csv"):
+        shares = pd.read_csv(path).set_index(["case", "shape", "variant"])["share_of_ceiling"].dropna()
+        assert (shares < 1.15).all(), shares[shares >= 1.15]
+
+
+@pytest.mark.parametrize("name", engine.TARGETS)
+def test_the_least_work_of_a_step_is_no_more_than_what_we_do(name, encoder):
+    made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8)
+    moved, flops = engine.least_work(made)
+    ours = engine.Ours(made.model, made.train, made.spec.batch_size, made.spec.lr)
+    ours.batches = [torch.arange(made.spec.batch_size)]
+    with FlopCounterMode(display=False) as counted:
+        ours.step()
+    kernel = 6 * made.spec.batch_size * 9 * len(made.model.backbone.positions[0])  # InfoNCE, which the counter cannot see
+    assert 0.1 * counted.get_total_flops() < flops - kernel <= 1.02 * counted.get_total_flops()
+    assert moved > 4 * 8 * made.model.parameter_counts()["params_trainable"]
+
+
+def test_targets_stand_beside_what_was_measured():
+    row = {"data": "ml-100k", "keep": "last:50", "engine": "nullrec", "training_examples": 30859, "step_s": 0.004,
+           "floor_s": 0.002, "authors_epoch_s": 4.7}
+    rows = [row | {"method": "alphafuse", "epoch_s": 0.47}, row | {"method": "morec", "epoch_s": 0.47},
+            row | {"method": "base", "epoch_s": 0.47}, row | {"method": "alphafuse", "epoch_s": 1, "engine": "reference"}]
+    text = report.text(pd.DataFrame(columns=report.RESULTS), pd.DataFrame(rows, columns=report.ENGINE),
+                       pd.DataFrame(columns=report.PROFILE))
+    lines = text.split("## Targets of training")[1].split("##")[0].strip().splitlines()[2:4]
+    assert [[cell.strip() for cell in line.split("|")[3:6]] for line in lines] == [["10", "10", "met"], ["20", "10", "missed"]]
 
 
 # Timing

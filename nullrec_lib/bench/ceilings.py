@@ -33,12 +33,10 @@ class Ceilings:
         """Least time the machine needs for `moved` bytes and `flops` operations, over `seconds`.
 
         The bandwidth is that of the smallest measured copy that holds the bytes, so that work inside a cache is
-        compared with the cache. `kind` is what is multiplied; float32 numbers may use what a GPU offers for them,
-        TF32.
+        compared with the cache. `kind` is what is multiplied; float32 is IEEE's, as the kernels have it, not TF32.
         """
         size = min((size for size in self.bandwidth if size >= moved), default=max(self.bandwidth))
-        rate = max(self.matmul[kind], self.matmul.get("tf32", 0) if kind == "float32" else 0)
-        return max(moved / self.bandwidth[size], flops / rate) / 1e9 / seconds
+        return max(moved / self.bandwidth[size], flops / self.matmul[kind]) / 1e9 / seconds
 
 
 def measure(device: str, quick: bool) -> Ceilings:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 import torch
+from torch import nn
 from torch.autograd.profiler import profile as cpu_profile
 from torch.profiler import profile as torch_profile
 
 from nullrec_lib.bench import reference
+from nullrec_lib.bench.ceilings import Ceilings
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.evaluation import rank_all
@@ -37,6 +39,9 @@ rlmrec-con: range of two variants; one figure where only one was taken), and of 
 training examples, and 3,723 in the evaluation; toys 95,335 and 11,813. dreamrec is as wide as the language, 384, and
 its evaluation is the sampled one. Not taken in the run that they stand beside: orders of magnitude."""
 
+
+TARGETS = {"alphafuse": 10, "morec": 20, "unisrec": 20, "llm-esr": 5}
+"""Method → how many times as fast as the authors' public code an epoch is meant to be."""
 
 TURN = 10
 """Steps that an engine makes before the next one's turn."""
@@ -100,7 +105,30 @@ def prepare_case(name: str, device: str, data: str = "shop", keep: str | None = 
     return Prepared(spec, model, train, valid, reference.like(model) if name in reference.KINDS else None)
 
 
-def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bool = False) -> list[dict[str, Any]]:
+def least_work(case: Prepared) -> tuple[float, float]:
+    """Bytes and floating-point operations that no way of making one training step of `TARGETS` can avoid, counted low.
+
+    Dense Adam reads a parameter, its gradient and two moments, and writes three of them and the gradient; each distinct
+    row that a batch looks up is read once. A backbone's matrices meet every example once (the state is the last
+    position, and keys and values can be had from the query's side), forward and twice backward; a method's meet every
+    distinct item once, forward and for their own gradient.
+    """
+    model, batch = case.model, case.train.batch(torch.arange(min(case.spec.batch_size, len(case.train))))
+    candidates = case.model.backbone.candidates(batch, model.method.n_items)
+    with torch.random.fork_rng():
+        read = torch.cat([ids.flatten() for ids in (*model.method.reads(batch), candidates)]).unique()
+    looked_up = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)} | {
+        id(model.backbone.positions)}
+    matrices = lambda module: sum(one.numel() for one in module.parameters() if one.ndim > 1 and id(one) not in looked_up)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    width = len(model.backbone.positions[0])
+    moved = 4 * (8 * trained + width * len(read))
+    flops = 6 * len(batch.target) * matrices(model.backbone) + 4 * len(read) * matrices(model.method)
+    return moved, flops + 6 * candidates.numel() * width
+
+
+def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ceilings,
+            compiled: bool = False) -> list[dict[str, Any]]:
     """One row per engine (`nullrec`, also in low precision, and `reference` where there is one): seconds of a step, an epoch and an
     evaluation of the validation part, taken in turns; peak memory of a step.
 
@@ -108,6 +136,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bo
 
     Args:
         seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
+        ceilings: what the machine can do, for the least time of a step.
         compiled: the reference also through `torch.compile`, whose compilation is not counted.
     """
     spec, state = case.spec, torch.random.get_rng_state()
@@ -140,6 +169,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, compiled: bo
          "epoch_p80_s": timing.p80_s * count / TURN,
          "repeats": timing.repeats,
          "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
+         "floor_s": ceilings.share(1.0, *least_work(case)) if name in TARGETS else None,
          "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
         for engine, timing in timings.items()

@@ -11,22 +11,25 @@ from nullrec_lib.kernels.lookup_gpu import on
 
 TILE, DEPTH = 64, 32
 """Rows and columns of a program's tile, and how many dimensions are multiplied at a time."""
+GRID = 65_535
+"""Most programs that a launch may have along its second axis."""
 
 
-def count(unit: Tensor, bins: int, tile: int = TILE) -> Tensor:
+def count(unit: Tensor, bins: int, tile: int = TILE, grid: int = GRID) -> Tensor:
     """Unit rows (N, d) float32 → counts (bins,) int64, see `cosine_histogram.cosine_histogram`."""
     n, d = unit.shape
     counts = torch.zeros(bins, dtype=torch.int64, device=unit.device)
     tiles = triton.cdiv(n, tile)
     room = max(triton.next_power_of_2(bins + 1), 64)  # one place more than bins at least: for what is not a pair
     with on(unit):
-        _count[(tiles, tiles)](unit, counts, n, d, bins, TILE=tile, DEPTH=DEPTH, ROOM=room)
+        for first in range(0, tiles, grid):
+            _count[(tiles, min(grid, tiles - first))](unit, counts, n, d, bins, first, TILE=tile, DEPTH=DEPTH, ROOM=room)
     return counts
 
 
 @triton.jit
-def _count(unit, counts, n, d, bins, TILE: tl.constexpr, DEPTH: tl.constexpr, ROOM: tl.constexpr):
-    row_tile, column_tile = tl.program_id(0), tl.program_id(1)
+def _count(unit, counts, n, d, bins, first, TILE: tl.constexpr, DEPTH: tl.constexpr, ROOM: tl.constexpr):
+    row_tile, column_tile = tl.program_id(0), first + tl.program_id(1)
     if column_tile < row_tile:  # the same pairs again
         return
     row = row_tile * TILE + tl.arange(0, TILE)

@@ -170,7 +170,7 @@ class FullSoftmax(torch.autograd.Function):
         units = (states / norm.clamp(min=EPSILON.value)).contiguous()
         rows, items = block(batch), block(size)
         row_blocks, item_blocks = triton.cdiv(batch, rows), triton.cdiv(size, items)
-        chunk = items * triton.cdiv(item_blocks, max(1, PROGRAMS // row_blocks))
+        chunk = items * triton.cdiv(item_blocks, max(1, PROGRAMS // max(1, row_blocks)))
         chunks = triton.cdiv(size, chunk)
         correct = torch.full_like(norm[:, 0], torch.nan)  # stays so for a target that is no item
         peaks, sums = states.new_empty(chunks, batch), states.new_empty(chunks, batch)
