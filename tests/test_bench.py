@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from nullrec_lib import bench
 from nullrec_lib.bench import case, cases, catalogue, ceilings, engine, memory, reference, report, timing
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
+from nullrec_lib.kernels.infonce_cpu import InfoNCE
 
 CEILINGS = ceilings.Ceilings({2**20: 100.0, 2**24: 10.0}, {"float32": 50.0, "float64": 25.0}, [])
 
@@ -129,6 +131,18 @@ def test_the_least_work_of_a_step_is_no_more_than_what_we_do(name, encoder):
     kernel = 6 * made.spec.batch_size * 9 * len(made.model.backbone.positions[0])  # InfoNCE, which the counter cannot see
     assert 0.1 * counted.get_total_flops() < flops - kernel <= 1.02 * counted.get_total_flops()
     assert moved > 4 * 8 * made.model.parameter_counts()["params_trainable"]
+
+
+def test_kernels_are_opaque_within_a_block_only(encoder):
+    made = engine.prepare_case("base", "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8, dropout=0.0)
+    batch = made.train.batch(torch.arange(8))
+    before = InfoNCE.apply
+    losses = []
+    for block in (nullcontext(), engine.opaque_kernels()):
+        with block, torch.random.fork_rng():
+            losses.append(made.model.loss(batch))
+            inside = InfoNCE.apply
+    assert losses[0] == losses[1] and inside != before == InfoNCE.apply
 
 
 def test_targets_stand_beside_what_was_measured():

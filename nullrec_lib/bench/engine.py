@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
+from unittest import mock
 
 import torch
 from torch import nn
@@ -16,6 +19,7 @@ from nullrec_lib.bench.ceilings import Ceilings
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.evaluation import rank_all
+from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu
 from nullrec_lib.preparing import build, prepare
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Optimiser, Recommender, Scorer
@@ -129,15 +133,15 @@ def least_work(case: Prepared) -> tuple[float, float]:
 
 def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ceilings,
             compiled: bool = False) -> list[dict[str, Any]]:
-    """One row per engine (`nullrec`, also in low precision, and `reference` where there is one): seconds of a step, an epoch and an
-    evaluation of the validation part, taken in turns; peak memory of a step.
+    """One row per engine (`nullrec`, also in low precision, and `reference` where there is one): seconds of a step, an
+    epoch and an evaluation of the validation part, taken in turns; peak memory of a step.
 
     Ours ranks under two protocols in one pass, the reference under one.
 
     Args:
         seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
         ceilings: what the machine can do, for the least time of a step.
-        compiled: the reference also through `torch.compile`, whose compilation is not counted.
+        compiled: where there is a reference, it and ours also through `torch.compile`, whose compilation is not counted.
     """
     spec, state = case.spec, torch.random.get_rng_state()
     ours = Ours(case.model, case.train, spec.batch_size, spec.lr)
@@ -154,10 +158,14 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
             faster.loss = torch.compile(faster.loss)
             steps["reference, compiled"] = reference.Trainer(faster, train, spec.batch_size, spec.negatives,
                                                              spec.lr).step
+            around = copy.deepcopy(case.model)
+            around.loss = torch.compile(around.loss)
+            steps["nullrec, compiled"] = Ours(around, case.train, spec.batch_size, spec.lr).step
         evaluations = {"reference": lambda: reference.evaluate(case.reference, valid)} | evaluations
-    memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
-    # Several steps a turn: in training a step finds the caches as the one before left them, not as another engine did.
-    timings = take_turns({engine: often(step) for engine, step in steps.items()}, seconds, device)
+    with opaque_kernels() if compiled and case.reference is not None else nullcontext():
+        memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
+        # Several steps a turn: in training a step finds the caches as the one before left them, not as another engine did.
+        timings = take_turns({engine: often(step) for engine, step in steps.items()}, seconds, device)
     evaluated = take_turns(evaluations, seconds / 3, device)
     torch.random.set_rng_state(state)
     count = -(-len(case.train) // spec.batch_size)
@@ -174,6 +182,20 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
         for engine, timing in timings.items()
     ]
+
+
+@contextmanager
+def opaque_kernels() -> Iterator[None]:
+    """Within, `torch.compile` goes around the CPU kernels: it cannot read what Numba made, and fails when it tries."""
+    kernels = [one for module in (attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu) for one in vars(module).values()
+               if isinstance(one, type) and issubclass(one, torch.autograd.Function)]
+    told = logging.getLogger("torch._dynamo")
+    with ExitStack() as stack:
+        stack.callback(told.setLevel, told.level)
+        told.setLevel(logging.ERROR)  # every break of the graph would be told
+        for kernel in kernels:
+            stack.enter_context(mock.patch.object(kernel, "apply", torch.compiler.disable(kernel.apply)))
+        yield
 
 
 def _after(first: Callable[[], Any], then: Callable[[], Any]) -> Callable[[], Any]:
