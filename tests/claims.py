@@ -35,7 +35,7 @@ CHECKS = {
 }
 
 VARIANTS = {"shop, cold-start": "ablations-shop/table5", "ml-100k, cold-start": "ablations-ml-100k/table5",
-            "ml-100k, leave-one-out": "ablations-ml-100k/table6"}
+            "shop, leave-one-out": "ablations-shop/table6", "ml-100k, leave-one-out": "ablations-ml-100k/table6"}
 """Tables 5 and 6 as they were run: column → folder among the reports. Leave-one-out is read where it was sampled."""
 
 
