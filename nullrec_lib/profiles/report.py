@@ -106,7 +106,8 @@ def gains(folders: list[Path], out: Path) -> Path:
             "Gains are paired over subjects, with 95% intervals (t); at equal length longer texts are cut to the shortest "
             "tenth's. `useless` is the share of texts that are no profile, whose reward is the least there is: part of a "
             "gain is fewer of these. So beside it stands the gain of useful texts alone, all of that very length; `counted` "
-            "is their share of all. `alike` is the mean cosine of two subjects' candidates.", markdown(pd.DataFrame([_asked_of(name, one) for name, one in all_.items()])),
+            "is their share of all. `alike` is the mean cosine of two subjects' candidates.",
+            markdown(pd.DataFrame([_asked_of(name, one) for name, one in all_.items()])),
             markdown(pd.DataFrame(rows))]
     path = Path(out) / "results.md"
     write_text(path, "\n\n".join(text) + "\n")
@@ -130,8 +131,9 @@ def _gained(name: str, one: dict[str, Any], which: str) -> dict[str, Any]:
     return {"policy": name, "subjects": which, "n": before["subjects"],
             "reward": f"{before['reward']['mean']:.3f} → {after['reward']['mean']:.3f}", "gain": told(gained["reward"]),
             "gain at equal length": told(gained["reward_at_equal_length"]),
-            "of useful texts": told(gained["reward_of_useful"]) if gained["reward_of_useful"] else "-",
-            "counted": "{:.0%} → {:.0%}".format(*gained["useful"]), "near": pair("collab", ".3f"),
+            # Records from before these were taken have none of them.
+            "of useful texts": told(gained["reward_of_useful"]) if gained.get("reward_of_useful") else "-",
+            "counted": "{:.0%} → {:.0%}".format(*gained["useful"]) if "useful" in gained else "-", "near": pair("collab", ".3f"),
             "far": pair("dist", ".3f"), "useless": pair("useless", ".1%"), "words": pair("words", ".1f"),
             "alike": pair("alike", ".3f"), "best of K": f"{before['best']['mean']:.3f} → {after['best']['mean']:.3f}"}
 
