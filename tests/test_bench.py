@@ -269,6 +269,8 @@ def test_new_rows_replace_their_own_case_only(tmp_path):
     merged = report.merge(path, [row("a", 9.0)], columns, ["threads", "case"])
     assert merged[["case", "median_s"]].to_numpy().tolist() == [["b", 3.0], ["a", 9.0]]
     assert len(report.merge(path, [], columns, ["threads", "case"])) == 3
+    later = report.merge(path, [], [*columns, "floor_s"], ["threads", "case"])  # a column that the stored table has not
+    assert len(later) == 3 and later["floor_s"].isna().all()
 
 
 def test_a_quick_run_from_end_to_end(hasty, encoder, tmp_path):

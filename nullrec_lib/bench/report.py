@@ -39,7 +39,8 @@ def merge(path: Path, rows: list[dict[str, Any]], columns: list[str], key: list[
     old = pd.read_csv(path)
     same = lambda frame: frame[key].astype("string").fillna("").agg("|".join, axis=1)
     kept = old[~same(old).isin(same(new))] if len(new) else old
-    return pd.concat([part for part in (kept, new) if len(part)] or [new], ignore_index=True)[columns]
+    # What was stored before a column was there has none of it.
+    return pd.concat([part for part in (kept, new) if len(part)] or [new], ignore_index=True).reindex(columns=columns)
 
 
 def write(folder: Path, results: list[dict], engine: list[dict], profile: list[dict]) -> None:
