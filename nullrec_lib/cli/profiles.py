@@ -237,7 +237,8 @@ def grpo(
     seed: Annotated[int, typer.Option(min=0, help="Of sampling, order and the held-out part.")] = 22,
     vllm_server: Annotated[Optional[str], typer.Option(
         help="Address of a `trl vllm-serve` that samples the candidates, e.g. http://localhost:8000.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all but the model itself, and say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Check all but the model itself, and say what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """GRPO (PtE, stage two): the writer of a build learns to write profiles that are worth more.
@@ -267,7 +268,7 @@ def grpo(
           f"{'alike':>14} {'words':>9}")
     for which, before in record["start"].items():
         after, gained = record["end"][which], record["gain"][which]
-        rise, equal, useful = (gained[name] for name in ("reward", "reward_at_equal_length", "reward_of_useful"))
+        rise, equal, useful = (gained.get(name) for name in ("reward", "reward_at_equal_length", "reward_of_useful"))
         between = f"{number(rise['low'], '+.4f')} to {number(rise['high'], '+.4f')}"
         alike = f"{number(before['alike'], '.3f')} to {number(after['alike'], '.3f')}"
         print(f"{which:>14} {before['reward']['mean']:>8.4f} {after['reward']['mean']:>8.4f} {rise['mean']:>+8.4f} "

@@ -279,7 +279,8 @@ def config(out: Path, settings: Settings, **more: Any):
         output_dir=str(Path(out) / "checkpoints"), seed=settings.seed, max_steps=settings.steps,
         per_device_train_batch_size=settings.num_generations * settings.prompts_per_step,
         num_generations=settings.num_generations, max_completion_length=settings.max_tokens,
-        shuffle_dataset=False, temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
+        temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
+        shuffle_dataset=False,  # see `turns`
         scale_rewards="group" if settings.advantage == "standard" else "none",
         use_cpu=not cuda, bf16=cuda, fp16=False, activation_checkpointing=False, dataloader_pin_memory=cuda,
         report_to="none", disable_tqdm=True, logging_steps=1, save_strategy="steps",

@@ -149,8 +149,9 @@ def beside_histories(vectors: Vectors, user_ids: list[str], trained: np.ndarray,
 
 def _shuffled(cuts: np.ndarray, part: np.ndarray, seed: int) -> np.ndarray:
     """(C,) the row whose vector each row of `cuts` (user and cut) gets: another user's, of the same cut or the nearest
-    ones. Who is left with a vector of its own, since nobody else has one there, gets -1. What is made of training interactions alone, of validation users' and of the others' (`part` 0, 1, 2) goes to
-    its like: no training example may read what somebody holds out, and no validation example what is there to test."""
+    ones; -1 for who is left with a vector of its own, since nobody else has one there. What is made of training
+    interactions alone, of validation users' and of the others' (`part` 0, 1, 2) goes to its like: no training example may
+    read what somebody holds out, and no validation example what is there to test."""
     taken = np.arange(len(cuts))
     for some in (np.flatnonzero(part == number) for number in range(3)):
         # Around a ring by cut, in a drawn order within each, by the fewest steps that bring everybody another's.
