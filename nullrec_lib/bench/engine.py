@@ -118,8 +118,8 @@ def least_work(case: Prepared) -> tuple[float, float]:
     distinct item once, forward and for their own gradient.
     """
     model, batch = case.model, case.train.batch(torch.arange(min(case.spec.batch_size, len(case.train))))
-    candidates = case.model.backbone.candidates(batch, model.method.n_items)
     with torch.random.fork_rng():
+        candidates = model.backbone.candidates(batch, model.method.n_items)
         read = torch.cat([ids.flatten() for ids in (*model.method.reads(batch), candidates)]).unique()
     looked_up = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)} | {
         id(model.backbone.positions)}
@@ -169,6 +169,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
     evaluated = take_turns(evaluations, seconds / 3, device)
     torch.random.set_rng_state(state)
     count = -(-len(case.train) // spec.batch_size)
+    floor = ceilings.share(1.0, *least_work(case)) if name in TARGETS else None
     best, median, evaluation = PUBLISHED.get((spec.data, spec.keep), {}).get(name, (None, None, None))
     return [
         {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
@@ -177,7 +178,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
          "epoch_p80_s": timing.p80_s * count / TURN,
          "repeats": timing.repeats,
          "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
-         "floor_s": ceilings.share(1.0, *least_work(case)) if name in TARGETS else None,
+         "floor_s": floor,
          "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
         for engine, timing in timings.items()

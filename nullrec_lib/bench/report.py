@@ -16,9 +16,11 @@ ABOUT = ["machine", "torch", "threads", "date"]
 RESULTS = [*ABOUT, "case", "shape", "variant", "median_s", "p20_s", "p80_s", "repeats", "peak_mb", "gb_per_s",
            "gflop_per_s", "share_of_ceiling", "check"]
 ENGINE = [*ABOUT, "data", "keep", "method", "engine", "training_examples", "evaluated_examples", "steps", "step_s",
-          "epoch_s", "epoch_p20_s", "epoch_p80_s", "repeats", "evaluation_s", "peak_mb", "floor_s", "speed_up", "authors_epoch_s",
-          "authors_epoch_median_s", "authors_evaluation_s"]
+          "epoch_s", "epoch_p20_s", "epoch_p80_s", "repeats", "evaluation_s", "peak_mb", "floor_s", "speed_up",
+          "authors_epoch_s", "authors_epoch_median_s", "authors_evaluation_s"]
 PROFILE = [*ABOUT, "data", "keep", "method", "operation", "seconds_per_step", "share"]
+OWN = ("median_s", "p20_s", "p80_s", "repeats", "gb_per_s", "gflop_per_s", "share_of_ceiling", "peak_mb")
+"""What is told of a variant by itself."""
 SLOW = ("naive", "plain", "product")
 """Variants that a fast one is compared with."""
 SHOWN = 4
@@ -65,8 +67,8 @@ def speeds(results: pd.DataFrame) -> pd.DataFrame:
     """One row per case, shape and fast variant: its seconds beside those of `SLOW`, and how many times as fast it is.
     Where there is no fast variant, the slow ones have the rows.
 
-    Columns `threads`, `case`, `shape`, `variant`, `median_s`, `p20_s`, `p80_s`, `repeats`, `share_of_ceiling`, `peak_mb`, and for each slow variant
-    its `<name>_s`, `<name>_mb` and `over_<name>` (NaN where there is none).
+    Columns `threads`, `case`, `shape`, `variant`, the `OWN` ones, and for each slow variant its `<name>_s`, `<name>_mb` and
+    `over_<name>` (NaN where there is none).
     """
     timed = results[(results["case"] != "ceiling") & results["median_s"].notna()]
     rows = []
@@ -75,8 +77,7 @@ def speeds(results: pd.DataFrame) -> pd.DataFrame:
         for variant in [name for name in by.index if name not in SLOW] or by.index:
             own = by.loc[variant]
             row = {"threads": threads, "case": case, "shape": shape, "variant": variant}
-            row |= {name: own[name] for name in ("median_s", "p20_s", "p80_s", "repeats", "gb_per_s", "gflop_per_s", "share_of_ceiling",
-                                              "peak_mb")}
+            row |= {name: own[name] for name in OWN}
             for slow in SLOW:
                 there = slow in by.index
                 row[f"{slow}_s"] = by["median_s"].get(slow)
@@ -100,7 +101,8 @@ def text(results: pd.DataFrame, engine: pd.DataFrame, profile: pd.DataFrame) -> 
               "slowed all of them. Share of ceiling: the least time that the machine needs to move the bytes and do "
               "the arithmetic that no implementation can avoid (every array once), over the time taken; a little above 100% "
               "where the machine was freer than when its ceilings were measured. × plain, × naive: their time over this "
-              "one's. Time / product: this one's over that of the bare matrix product of states and items. Memory: the most that one call takes beyond its inputs.", ""]
+              "one's. Time / product: this one's over that of the bare matrix product of states and items. Memory: the "
+              "most that one call takes beyond its inputs.", ""]
     ceilings = results[results["case"] == "ceiling"]
     lines += _section("What the machine can do", [
         {"threads": str(int(row.threads)), "what": row.variant, "size": row.shape, "GB/s": _number(row.gb_per_s),
@@ -111,7 +113,8 @@ def text(results: pd.DataFrame, engine: pd.DataFrame, profile: pd.DataFrame) -> 
         for row in failed.itertuples()])
     lines += _section("Kernels", [
         {"case": row.case, "shape": row.shape, "variant": row.variant, "ms": _ms(row.median_s),
-         "p20–p80": f"{_ms(row.p20_s)}–{_ms(row.p80_s)}" if row.repeats > 1 else "one reading", "plain ms": _ms(row.plain_s),
+         "p20–p80": f"{_ms(row.p20_s)}–{_ms(row.p80_s)}" if row.repeats > 1 else "one reading",
+         "plain ms": _ms(row.plain_s),
          "naive ms": _ms(row.naive_s), "× plain": _number(row.over_plain), "× naive": _number(row.over_naive),
          "time / product": _number(1 / row.over_product), "GB/s": _number(row.gb_per_s),
          "GFLOP/s": _number(row.gflop_per_s), "share of ceiling": _percent(row.share_of_ceiling),
@@ -131,7 +134,8 @@ def _engine(engine: pd.DataFrame) -> list[str]:
         cells = {
             "data": row.data if pd.isna(row.keep) else f"{row.data} {row.keep}", "method": row.method,
             "engine": row.engine, "examples": f"{row.training_examples:,}", "ms per step": _ms(row.step_s),
-            "least ms": _ms(row.floor_s), "s per epoch": _number(row.epoch_s), "p20–p80": f"{_number(row.epoch_p20_s)}–{_number(row.epoch_p80_s)}",
+            "least ms": _ms(row.floor_s), "s per epoch": _number(row.epoch_s),
+            "p20–p80": f"{_number(row.epoch_p20_s)}–{_number(row.epoch_p80_s)}",
             "× reference": _number(row.speed_up), "s per evaluation": _number(row.evaluation_s),
             "MiB": _number(row.peak_mb)}
         if published:

@@ -198,7 +198,7 @@ def _stored(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
     for name, what in ((RECORD, "another training"), (ASKED, "another training, which was stopped")):
         if (out / name).exists():
             found = {"processes": 1} | json.loads((out / name).read_text(encoding="utf-8"))
-            if {name: found.get(name) for name in made_by} != made_by:
+            if {key: found.get(key) for key in made_by} != made_by:
                 raise InputError(f"{out}: holds {what}; give another folder.")
             if name == RECORD:
                 return found

@@ -145,8 +145,8 @@ def test_gains_are_paired_and_told_at_equal_length_too():
         {"mean": 2.0, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5})
 
 
-def test_the_gain_of_useful_texts_is_of_those_that_are_as_long(profiles):
-    """Cut to four words: two that are longer by words which would pay, one too short, one in circles."""
+def test_the_gain_of_useful_texts_is_of_those_that_are_as_long():
+    """Cut to four words: some are longer by words which would pay, one is too short, one is empty."""
     worth = {"a b c d": 0.2, "a b c d e f": 0.9, "p q r s": 0.5, "p q r s t u": 0.9, "v w x": 0.9}
     reward = Reward(np.array([[1.0, 0.0]] * 2), np.full((2, 1), -1), np.zeros((2, 2)),
                     lambda texts: np.array([[worth.get(text, 0.0), 0.0] for text in texts]), 1.0, 0.0)
@@ -157,6 +157,12 @@ def test_the_gain_of_useful_texts_is_of_those_that_are_as_long(profiles):
     assert found["words"] == 4 and found["useful"] == pytest.approx([11 / 12, 11 / 12])
     assert found["reward_of_useful"]["mean"] == pytest.approx(0.3)
     assert found["reward"]["mean"] > 0.3
+    judged = {"user held_out": judge({"user": side}, {"user": {"held_out": np.arange(2)}}, after)["user held_out"]}
+    row = report._gained("one", {"start": judged, "end": judged, "gain": {"user held_out": found}}, "user held_out")
+    assert row["of useful texts"].startswith("+0.300") and row["counted"] == "92% → 92%"
+    of_old = {name: found[name] for name in ("reward", "reward_at_equal_length")}
+    row = report._gained("one", {"start": judged, "end": judged, "gain": {"user held_out": of_old}}, "user held_out")
+    assert row["of useful texts"] == row["counted"] == "-"
 
 
 def test_whose_turn_it_is():
@@ -166,7 +172,7 @@ def test_whose_turn_it_is():
     users = [place for kind, place in told if kind == "user"]
     assert sorted(users[:3]) == [3, 5, 7] and set(users[3:]) < {3, 5, 7} and len(set(users[3:])) == 2
     assert grpo.turns(parts, 9, 22) == told != grpo.turns(parts, 9, 23)
-    # A longer training begins like a shorter one of as many rounds, and needs no more subjects than there are.
+    # However long a training is, it needs no more subjects than there are.
     assert {place for kind, place in grpo.turns(parts, 100, 22) if kind == "item"} == {2}
 
 
