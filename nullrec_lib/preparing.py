@@ -133,6 +133,9 @@ def build(spec: Spec, prepared: Prepared) -> Recommender | Ranker:
         method = METHODS[spec.method](material, **arguments(METHODS[spec.method], spec) | {"width": width})
         if len(set(method.widths)) != 1:
             raise InputError(f"method: {spec.method} has views of widths {method.widths}; a backbone reads one width.")
+        if spec.prefixes and not method.causal:
+            raise InputError(f"prefixes: {spec.method} reads more of a history than its items one by one, so what it makes "
+                             "of a long one holds nothing of the shorter ones; leave prefixes out.")
         length = spec.history_length + method.extra_tokens
         options = arguments(BACKBONES[spec.backbone], spec) | {"widths": method.widths, "length": length}
         return Recommender(method, BACKBONES[spec.backbone](**options))

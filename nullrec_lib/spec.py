@@ -77,6 +77,7 @@ class Spec:
     temperature: float = 0.07
     negatives: int = 64  # per example
     exclude_history: bool = False  # from the negatives
+    prefixes: str | None = None  # together: a user's histories in one causal pass, positions from the oldest item
     noise_steps: int = 2000  # T of the diffusion
     sampling_steps: int = 20  # of DDIM
     guidance: float = 5.0  # w, classifier-free
@@ -105,7 +106,8 @@ class Spec:
             if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
                 raise InputError(f"{name}: {value!r} is not of type {getattr(hints[name], '__name__', hints[name])}.")
         choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS),
-                   "split": list(SPLITS), "clock": list(data.CLOCKS), "precision": [None, "bf16"]}
+                   "split": list(SPLITS), "clock": list(data.CLOCKS), "precision": [None, "bf16"],
+                   "prefixes": [None, "together"]}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(one or "none") for one in allowed)

@@ -36,7 +36,10 @@ class Recommender(nn.Module):
 
     def states(self, batch: Batch, items: Items) -> Tensor:
         """(B, d): what the backbone makes of the method's views of the histories."""
-        return self.backbone(self.method.views(batch, items))
+        if batch.windows is None:
+            return self.backbone(self.method.views(batch, items))
+        views = self.method.views(batch._replace(history=batch.windows.ids), items)
+        return self.backbone(views, batch.windows.ends)
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar: the backbone's training loss plus the method's own, if any."""
@@ -201,7 +204,8 @@ def fit(
 
     Args:
         lr: Adam's learning rate.
-        batch_size: examples per step; the last step of an epoch takes what is left.
+        batch_size: examples per step, about so many where histories are read together; the last step of an epoch takes
+            what is left.
         epochs: at most.
         select: scoring protocol whose validation N@20 decides, one of `evaluation.PROTOCOLS`.
         row_updates: Adam moves only the ID rows that a step looked up (`kernels.row_adam`), so that a step costs the
@@ -256,10 +260,9 @@ def _train_epoch(model: Recommender, train: Examples, optimiser, batch_size: int
     """One pass over shuffled examples; the mean loss."""
     model.train()
     total = torch.zeros((), device=train.device)
-    order = torch.randperm(len(train), device=train.device)
     with bar(what=f"epoch {epoch}", total=len(train), unit="example", position=1) as progress:
-        for index in order.split(batch_size):
-            loss = model.loss(train.batch(index))
+        for index, windows in train.shuffled(batch_size, model.backbone.together):
+            loss = model.loss(train.batch(index, windows))
             optimiser.zero_grad()
             # A model that is frozen through and through (nothing to learn) still gets its epoch's figures.
             if loss.requires_grad:

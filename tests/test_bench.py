@@ -18,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from nullrec_lib import bench
-from nullrec_lib.bench import case, cases, catalogue, ceilings, engine, memory, reference, report, timing
+from nullrec_lib.bench import case, cases, catalogue, ceilings, engine, memory, prefixes, reference, report, timing
 from nullrec_lib.cli import app
 from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.infonce_cpu import InfoNCE
@@ -50,7 +50,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(cases, "OPERATIONS", (operation(),))
     monkeypatch.setattr(cases, "NAMES", ("double",))
     monkeypatch.setattr(memory, "SIZES", {True: {"N": 500, "B": 40, "d": 8}})
-    monkeypatch.setattr(bench, "NAMES", ("double", "memory", "catalogue", "engine", *engine.METHODS))
+    monkeypatch.setattr(bench, "NAMES", ("double", "memory", "catalogue", "prefixes", "engine", *engine.METHODS))
 
 
 # Cases
@@ -126,7 +126,7 @@ def test_the_least_work_of_a_step_is_no_more_than_what_we_do(name, encoder):
     made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8)
     moved, flops = engine.least_work(made)
     ours = engine.Ours(made.model, made.train, made.spec.batch_size, made.spec.lr)
-    ours.batches = [torch.arange(made.spec.batch_size)]
+    ours.batches = [(torch.arange(made.spec.batch_size), None)]
     with FlopCounterMode(display=False) as counted:
         ours.step()
     kernel = 6 * made.spec.batch_size * 9 * len(made.model.backbone.positions[0])  # InfoNCE, which the counter cannot see
@@ -346,6 +346,17 @@ def test_a_step_by_the_number_of_items():
     text = report.text(pd.DataFrame(columns=report.RESULTS), pd.DataFrame(rows, columns=report.ENGINE).assign(
         machine="m", torch="2", threads=1, date="d"), pd.DataFrame(columns=report.PROFILE))
     assert "| 3,000 made-up items | base | rows read |" in text
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_step_by_how_histories_are_read(blocks, encoder):
+    state = torch.random.get_rng_state()
+    rows = prefixes.measure(blocks, "cpu", 0.1, "shop-tiny", None, encoder=encoder, width=16)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [row["engine"] for row in rows] == ["one by one", "together"]
+    assert {row["method"] for row in rows} == {"alphafuse, 1 block" if blocks == 1 else "alphafuse, 2 blocks"}
+    assert all(row["step_s"] > 0 and row["epoch_s"] == pytest.approx(row["step_s"] * row["steps"]) for row in rows)
+    assert abs(rows[0]["steps"] - rows[1]["steps"]) <= 1
 
 
 def test_all_users_are_ranked_in_one_call_and_some_are_checked(hasty, monkeypatch):

@@ -90,6 +90,7 @@ CHANGES = {
     "temperature": (0.5, {}),
     "negatives": (9, {}),
     "exclude_history": (True, {}),
+    "prefixes": ("together", {}),
     "noise_steps": (500, {"backbone": "dreamrec"}),
     "sampling_steps": (3, {"backbone": "dreamrec"}),
     "guidance": (1.0, {"backbone": "dreamrec"}),

@@ -392,6 +392,53 @@ def few_are_as_good_as_all(spec, train: bool) -> None:
             torch.testing.assert_close(told[False][1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+# Histories read together
+
+
+CAUSAL = [method for method in METHODS if METHODS[method].causal and runs_on(method, "sasrec")]
+
+
+def test_only_one_method_reads_a_history_as_a_whole():
+    assert set(METHODS) - set(CAUSAL) == {"llm-esr", "idreamrec"}  # the latter is DreamRec's
+
+
+@pytest.mark.parametrize("method", CAUSAL)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_one_pass_over_histories_learns_what_a_pass_for_each_learns(method, blocks, tiny):
+    """Loss and gradients of a step, where no history is longer than a window."""
+    model, train, _ = readied(tiny(method=method, blocks=blocks, history_length=40, prefixes="together"))
+    assert train.longest_history() < 40
+    torch.manual_seed(0)
+    index, count = next(train.shuffled(200, together=True))
+    assert count < len(index) / 2
+    model.eval()
+    told = [stepped(model, train.batch(index, windows)) for windows in (count, None)]
+    torch.testing.assert_close(told[0][0], told[1][0], rtol=1e-5, atol=1e-6)
+    for name, gradient in told[1][1].items():
+        torch.testing.assert_close(told[0][1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    unread = f"backbone.blocks.{blocks - 1}.key.bias"
+    assert told[0][1].keys() == told[1][1].keys() and unread in told[0][1]
+
+
+def test_training_together_learns_and_goes_on_where_it_was_stopped(tiny, tmp_path):
+    spec = tiny(history_length=6, prefixes="together", epochs=4)
+    prepared = prepare(spec)
+    train, valid = (Examples(prepared.split, part, 6) for part in ("train", "valid"))
+    whole, halves = build(spec, prepared), build(spec, prepared)
+    history = fit(whole, train, valid, tmp_path / "whole", **FIT | {"epochs": 4}).history
+    assert history[-1]["loss"] < history[0]["loss"]
+    fit(halves, train, valid, tmp_path / "halves", **FIT | {"epochs": 2})
+    resumed = build(spec, prepared)
+    again = fit(resumed, train, valid, tmp_path / "halves", **FIT | {"epochs": 4}).history
+    assert told(again) == told(history) and same(weights(whole), weights(resumed))
+
+
+def test_what_knows_more_than_a_history_so_far_is_not_read_together(tiny):
+    spec = tiny(method="llm-esr", width=16, similar_users=2, prefixes="together")
+    with pytest.raises(InputError, match="prefixes: llm-esr"):
+        build(spec, prepare(spec))
+
+
 def test_a_table_is_computed_whole_where_a_step_would_read_most_of_it_anyway(tiny):
     model, examples, _ = readied(tiny(**chosen_for("morec")))
     batch = examples.batch(torch.arange(3))

@@ -49,16 +49,26 @@ class Block(Dropping):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, d), mask (B, L) bool → (B, L, d): every position attends to itself and earlier tokens."""
-        B, L, d = x.shape
         normed = self.norm_query(x)
+        return self._feed_forward(normed + self._attend(self.query(normed), x, mask))
+
+    def at(self, x: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
+        """The same function at some positions only: x (B, L, d), ends (n,) int64, distinct places among the B·L → (n, d)."""
+        flat = x.flatten(0, 1)
+        normed = self.norm_query(flat[ends])
+        queries = torch.zeros_like(flat).index_copy(0, ends, self.query(normed).to(flat.dtype))
+        attended = self._attend(queries.view_as(x), x, mask).flatten(0, 1)[ends]
+        return self._feed_forward(normed + attended)
+
+    def _attend(self, queries: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        B, L, d = x.shape
         split = lambda t: t.view(B, L, self.heads, d // self.heads).transpose(1, 2)
-        q, k, v = split(self.query(normed)), split(self.key(x)), split(self.value(x))
+        q, k, v = split(queries), split(self.key(x)), split(self.value(x))
         causal = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
         # A large negative number, not -inf: a row without any token (empty history) stays finite.
         allowed = (causal & mask[:, None, :])[:, None]
         scores = (q @ k.transpose(-1, -2) / (d // self.heads) ** 0.5).masked_fill(~allowed, -1e9)
-        attended = (self.drop(scores.softmax(dim=-1)) @ v).transpose(1, 2).reshape(B, L, d)
-        return self._feed_forward(normed + attended)
+        return (self.drop(scores.softmax(dim=-1)) @ v).transpose(1, 2).reshape(B, L, d)
 
     def last(self, x: Tensor, mask: Tensor) -> Tensor:
         """The same function at the last position only, (B, L, d) → (B, d), for about a fifth of the work.
@@ -90,6 +100,10 @@ class Encoder(Dropping):
     Several views are read by the same weights, one after the other, and their states concatenated.
     """
 
+    together = False
+    """Histories of one user are read in one causal pass while training, and positions count from a history's oldest
+    item. Else each is read for itself, and they count from its newest."""
+
     def __init__(self, width: int, length: int, blocks: int, heads: int, dropout: float):
         """Set the shape.
 
@@ -115,18 +129,40 @@ class Encoder(Dropping):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, views: Sequence[Tokens]) -> Tensor:
-        """Views of (B, L') tokens → states (B, number of views · d)."""
-        states = [self._read(view) for view in views]
+    def forward(self, views: Sequence[Tokens], ends: Tensor | None = None) -> Tensor:
+        """Views of (B, L') tokens → states (B, number of views · d); with `ends`, views of windows → a state per end.
+
+        Args:
+            ends: (n,) int64, see `data.examples.Windows`; only where histories are read `together`.
+        """
+        states = [self._read(view) if ends is None else self._read_windows(view, ends) for view in views]
         return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
     def _read(self, view: Tokens) -> Tensor:
         mask = view.mask
         torch._assert_async((mask[:, 1:] >= mask[:, :-1]).all(), "histories must be left-padded")
+        if self.together:
+            return self._read_windows(*oldest_first(view))
         x = lookup(view.table, view.ids, self.positions, self.p, draw_seed() if self.p else 0)
         for block in self.blocks[:-1]:
             x = block(x, mask) * mask[..., None]
         return self.norm(self.blocks[-1].last(x, mask))
+
+    def _read_windows(self, view: Tokens, ends: Tensor) -> Tensor:
+        mask = view.mask
+        positions = self.positions[: mask.shape[1]]
+        x = lookup(view.table, view.ids, positions, self.p, draw_seed() if self.p else 0)
+        for block in self.blocks[:-1]:
+            x = block(x, mask) * mask[..., None]
+        return self.norm(self.blocks[-1].at(x, mask, ends))
+
+
+def oldest_first(view: Tokens) -> tuple[Tokens, Tensor]:
+    """A left-padded view (B, L) as one that is right-padded, and where in its B·L ids each history ends (B,)."""
+    B, L = view.ids.shape
+    places, padding = torch.arange(L, device=view.ids.device), (~view.mask).sum(dim=1)
+    turned = view.ids.gather(1, (places + padding[:, None]) % L)
+    return Tokens(view.table, turned), torch.arange(B, device=places.device) * L + (L - 1 - padding).clamp(min=0)
 
 
 class SASRec(Encoder):
@@ -142,6 +178,7 @@ class SASRec(Encoder):
         temperature: float,
         negatives: int,
         exclude_history: bool,
+        prefixes: str | None,
     ):
         """Set the shape and the loss.
 
@@ -151,6 +188,9 @@ class SASRec(Encoder):
             temperature: τ of InfoNCE; similarities are divided by it.
             negatives: uniform negatives per example; 0 takes all items instead (full softmax).
             exclude_history: draw no negative from the visible history (the authors exclude the target only).
+            prefixes: `together` trains on all histories of a user in one causal pass, as Kang & McAuley do. Positions
+                then count from the oldest item, and of a long history a window of at least the newer half is read
+                (`Examples.window`). None reads each for itself, its newest `length` items, as AlphaFuse's authors do.
 
         Raises:
             InputError: a number out of range.
@@ -160,7 +200,10 @@ class SASRec(Encoder):
             raise InputError(f"negatives: {negatives} is below 0 (which is all items).")
         if not temperature > 0:
             raise InputError(f"temperature: {temperature} is not positive.")
+        if prefixes not in (None, "together"):
+            raise InputError(f"prefixes: {prefixes!r} is not one of none, together.")
         self.temperature, self.negatives, self.exclude_history = temperature, negatives, exclude_history
+        self.together = prefixes == "together"
 
     def candidates(self, batch: Batch, n_items: int) -> Tensor | None:
         """(B, 1 + negatives) int64 item ids that the loss compares, the target first; None is all items."""

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from nullrec_lib.bench import cases, catalogue, engine, memory, report
+from nullrec_lib.bench import cases, catalogue, engine, memory, prefixes, report
 from nullrec_lib.bench.case import measure
 from nullrec_lib.bench.ceilings import measure as measure_ceilings
 from nullrec_lib.bench.timing import cpu_threads
 from nullrec_lib.machine import choose_device, processor
 from nullrec_lib.progress import bar
 
-NAMES = (*cases.NAMES, "memory", "catalogue", "engine", *engine.METHODS)
-"""What `only` may name: kernels, all users ranked at once (`memory`), a step by the number of items (`catalogue`),
-one method's training, or all of it (`engine`)."""
+NAMES = (*cases.NAMES, "memory", "catalogue", "prefixes", "engine", *engine.METHODS)
+"""What `only` may name: kernels, all users ranked at once (`memory`), a step by the number of items (`catalogue`) and by
+how histories are read (`prefixes`), one method's training, or all of it (`engine`)."""
 SECONDS = {True: (0.5, 1.2), False: (3.0, 12.0)}
 """Quick or not → seconds to spend on the timing of one kernel at one shape, and of one method's steps."""
 
@@ -64,6 +64,7 @@ def run(
     methods = [name for name in engine.METHODS if wanted & {name, "engine"}]
     kernel_seconds, engine_seconds = SECONDS[quick]
     catalogues = catalogue.SIZES[quick] if "catalogue" in wanted else ()
+    depths = prefixes.BLOCKS if "prefixes" in wanted else ()
     results, trained, profiled, failures = [], [], [], []
     machine = processor(device)
     about = {"machine": machine, "torch": torch.__version__, "threads": threads,
@@ -73,10 +74,10 @@ def run(
     def save() -> None:
         report.write(folder, *([about | row for row in rows] for rows in (results, trained, profiled)))
 
-    count = len(chosen) + ("memory" in wanted) + len(catalogues) + len(methods)
+    count = len(chosen) + ("memory" in wanted) + len(catalogues) + len(depths) + len(methods)
     with cpu_threads(threads), bar(what="bench", total=count, unit="case") as progress:
-        if methods:  # wrong data shall fail now, not after minutes
-            engine.prepare_case(methods[0], device, data, keep, **fields)
+        if methods or depths:  # wrong data shall fail now, not after minutes
+            engine.prepare_case((*methods, "alphafuse")[0], device, data, keep, **fields)
         ceilings = measure_ceilings(device, quick)
         results += ceilings.rows
         for case in chosen:
@@ -96,6 +97,11 @@ def run(
         for n_items in catalogues:
             progress.set_postfix_str(f"catalogue of {n_items:,}", refresh=False)
             trained += catalogue.measure(n_items, device, engine_seconds)
+            _free(device)
+            progress.update()
+        for blocks in depths:
+            progress.set_postfix_str(f"{blocks} blocks", refresh=False)
+            trained += prefixes.measure(blocks, device, engine_seconds, data, keep, **fields)
             _free(device)
             progress.update()
         for name in methods:

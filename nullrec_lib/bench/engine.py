@@ -67,14 +67,14 @@ class Ours:
     def __init__(self, model: Recommender, train: Examples, batch_size: int, lr: float):
         self.model, self.train, self.batch_size = model, train, batch_size
         self.optimiser = Optimiser(model, lr)
-        self.batches: list[torch.Tensor] = []
+        self.batches: list[tuple[torch.Tensor, int | None]] = []
 
     def step(self) -> None:
         """One batch."""
         if not self.batches:
-            self.batches = list(torch.randperm(len(self.train), device=self.train.device).split(self.batch_size))
+            self.batches = list(self.train.shuffled(self.batch_size, self.model.backbone.together))
         self.model.train()
-        loss = self.model.loss(self.train.batch(self.batches.pop()))
+        loss = self.model.loss(self.train.batch(*self.batches.pop()))
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()

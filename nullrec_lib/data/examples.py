@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import Iterator, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nullrec_lib.data.splits import Split
+from nullrec_lib.errors import InputError
+
+
+class Windows(NamedTuple):
+    """Histories of a batch that begin alike, in one row each: an example's is its row up to its own newest item."""
+
+    ids: Tensor
+    """(W, L) int64 item ids, oldest first, right-padded with N. None is newer than the newest history of its row."""
+    ends: Tensor
+    """(B,) int64: where in the W·L ids each example's history ends. Distinct."""
 
 
 class Batch(NamedTuple):
@@ -24,6 +35,8 @@ class Batch(NamedTuple):
     context: dict[str, Tensor] = {}
     """What else is known before the target, by name; rows aligned with the batch. Examples: a user-profile
     vector (B, d), similar users' histories (B, k, L)."""
+    windows: Windows | None = None
+    """The same histories, or as much of them as stands together, for a model that reads them in one pass."""
 
 
 class Examples:
@@ -57,16 +70,74 @@ class Examples:
     def __len__(self) -> int:
         return len(self.place)
 
-    def batch(self, index: Tensor) -> Batch:
-        """The examples `index` (B,) int64 as a `Batch` on the device."""
+    def shuffled(self, size: int, together: bool = False) -> Iterator[tuple[Tensor, int | None]]:
+        """All examples once in random order, as what `batch` takes: `size` of them at a time, fewer at the end.
+
+        Args:
+            together: examples of one window (see `window`) stay together, so that batches are of about `size`. Else
+                they come one by one, and no window is told of.
+        """
+        if not together:
+            yield from ((index, None) for index in torch.randperm(len(self), device=self.device).split(size))
+            return
+        window, begin = self.window
+        place = torch.randperm(len(begin), device=self.device)[window]
+        order = place.argsort(stable=True)
+        each = place.bincount()  # examples per window, in the new order
+        step = (each.cumsum(0) - each) // size  # that a window falls in by its first example
+        sizes, counts = step.bincount(each).long(), step.bincount()
+        for index, count in zip(order.split(sizes.tolist()), counts.tolist()):
+            if count:
+                yield index, count
+
+    @cached_property
+    def window(self) -> tuple[Tensor, Tensor]:
+        """Which examples may be read in one pass: the window of each (n,) int64, ascending, and where in the sequences
+        each window begins.
+
+        A window is L items of one user. The next begins half of L later, and takes the histories that no longer fit:
+        it sees at least half of their newest L items.
+
+        Raises:
+            InputError: an example without any history, which no window holds.
+        """
+        newest = self.place - 1 - self.begin
+        if len(newest) and int(newest.min()) < 0:
+            raise InputError("prefixes: an example has no history, so there is no item to read it from; "
+                             "set min_history to 1 or more.")
+        stride = max(1, self.length // 2)
+        begin = self.begin + (newest - self.length + stride).clamp(min=0) // stride * stride
+        distinct, window = begin.unique_consecutive(return_inverse=True)
+        return window, distinct
+
+    def batch(self, index: Tensor, windows: int | None = None) -> Batch:
+        """The examples `index` (B,) int64 as a `Batch` on the device.
+
+        Args:
+            windows: how many windows they are of, where they are to be read together; see `shuffled`.
+        """
         index = index.to(self.device)
         return Batch(
+            windows=None if windows is None else self._windows(index, windows),
             history=self._before(index, self.length),
             target=self.items[self.place[index]],
             user=self.user[index],
             example=index,
             context={name: rows[index] for name, rows in self.context.items()},
         )
+
+    def _windows(self, index: Tensor, count: int) -> Windows:
+        """Those of `index`, whose examples of one window stand side by side; `count` of them, so that a GPU need not say."""
+        window, begin = self.window[0][index], self.window[1]
+        row = (window.diff(prepend=window[:1]) != 0).cumsum(0)
+        first = begin[window]
+        newest = self.place[index] - 1
+        start, end = first.new_zeros(2, count)
+        start[row] = first
+        end.scatter_reduce_(0, row, newest, "amax")
+        source = start[:, None] + torch.arange(self.length, device=self.device)
+        ids = self.items[source.clamp(max=len(self.items) - 1)].masked_fill(source > end[:, None], self.n_items)
+        return Windows(ids, row * self.length + newest - first)
 
     def seen(self, index: Tensor) -> Tensor:
         """(B, W) int64: *all* items of the user before the target, left-padded with N; W the longest."""

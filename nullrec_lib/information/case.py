@@ -102,7 +102,8 @@ def _fusion(spec: Spec, z_id: np.ndarray, z_lm: np.ndarray, split: Split, root: 
                 method = Fusion(torch.from_numpy(z_id), torch.from_numpy(z_lm), width)
                 backbone = BACKBONES["sasrec"](widths=method.widths, length=spec.history_length, blocks=spec.blocks,
                                                heads=spec.heads, dropout=spec.dropout, temperature=spec.temperature,
-                                               negatives=spec.negatives, exclude_history=spec.exclude_history)
+                                               negatives=spec.negatives, exclude_history=spec.exclude_history,
+                                               prefixes=spec.prefixes)
                 model = Recommender(method, backbone)
             train, valid = (Examples(split, part, spec.history_length) for part in ("train", "valid"))
             fit(model, train, valid, folder, lr=spec.lr, batch_size=spec.batch_size, epochs=spec.epochs,

@@ -39,6 +39,8 @@ class LLMESR(Method):
     before the cross-attention; here they are the backbone's, after it.
     """
 
+    causal = False  # the attention of a view goes over all of the history
+
     def __init__(
         self, material: Material, width: int, alpha: float, beta: float, align_temperature: float,
         similar_users: int, history_length: int,

@@ -60,6 +60,10 @@ class Method(nn.Module):
     """Tokens that `views` puts before the history, such as a user-profile vector: right before its first item, so
     that the view is left-padded like the history itself."""
 
+    causal = True
+    """Whether `views` of the beginning of a history are the beginning of its views: no token knows of later ones, and
+    none stands before the first item. Else histories cannot be read together."""
+
     def vectors(self, ids: Tensor) -> Tensor:
         """ids (…) int64, 0…N → (…, sum(widths)): rows of the table; the padding id N gives zeros."""
         raise NotImplementedError(f"{type(self).__name__} must define vectors(ids)")

@@ -30,7 +30,7 @@ class PtE(Adapted):
         super().__init__(language, width, nn.Linear(language.shape[1], width))
         self.profiles = material.profiles
         if self.profiles is not None:
-            self.extra_tokens = 1
+            self.extra_tokens, self.causal = 1, False
             (user, cut), rows = self.profiles.cuts.T, self.profiles.rows
             # Centred, as profiles begin alike; by the mean of those that were made of training interactions alone,
             # since a longer cut of a held-out user knows the targets of a shorter one.

@@ -20,7 +20,7 @@ ITEMS = Items(Table(TABLE, None, N))
 
 def options(**chosen) -> dict:
     return {"widths": (D,), "length": L, "blocks": 1, "heads": 1, "dropout": 0.0, "temperature": 0.07,
-            "negatives": 6, "exclude_history": False} | chosen
+            "negatives": 6, "exclude_history": False, "prefixes": None} | chosen
 
 
 def made(**chosen) -> SASRec:
@@ -189,6 +189,88 @@ def test_order_matters():
     x, mask = inputs()
     swapped = x[:, [0, 1, 3, 2, 4]]
     assert not torch.allclose(model([Tokens.of(x, mask)])[3:], model([Tokens.of(swapped, mask)])[3:])
+
+
+# Histories read together
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_some_positions_are_those_of_all(heads):
+    layer = block(heads)
+    x, _ = inputs(dtype=torch.float64)
+    mask = torch.arange(L) < torch.tensor([0, 1, 2, 3, 4, 5, 5])[:, None]
+    ends = torch.tensor([30, 5, 11, 10, 34, 0])
+    torch.testing.assert_close(layer.at(x, mask, ends), layer(x, mask).flatten(0, 1)[ends])
+
+
+def windows(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of right-padded windows (W, L) and the ends of all histories in them."""
+    ids = torch.randint(N, (len(lengths), L), generator=torch.Generator().manual_seed(seed))
+    filled = torch.arange(L) < torch.tensor(lengths)[:, None]
+    return ids.masked_fill(~filled, N), filled.flatten().nonzero()[:, 0]
+
+
+def left_padded(ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Each history for itself (B, L)."""
+    rows = [ids[end // L, : end % L + 1] for end in ends.tolist()]
+    return torch.stack([F.pad(row, (L - len(row), 0), value=N) for row in rows])
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_histories_read_together_are_those_read_one_by_one(blocks, heads):
+    model = made(blocks=blocks, heads=heads, prefixes="together").eval()
+    ids, ends = windows([5, 1, 4, 5, 2])
+    together = model([Tokens(ITEMS.table, ids)], ends)
+    alone = model([Tokens(ITEMS.table, left_padded(ids, ends))])
+    assert together.shape == (17, D)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    # And position by position, as the definition says.
+    mask, x = ids < N, (TABLE[ids] + model.positions) * (ids < N)[..., None]
+    for layer in model.blocks:
+        x = layer(x, mask) * mask[..., None]
+    torch.testing.assert_close(together, model.norm(x).flatten(0, 1)[ends], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_history_read_together_does_not_know_its_future(blocks):
+    model = made(blocks=blocks, heads=2, prefixes="together").eval()
+    ids, ends = windows([5, 5, 3])
+    before = model([Tokens(ITEMS.table, ids)], ends)
+    for place in range(L):
+        swapped = ids.clone()
+        swapped[:, place:] = torch.where(ids[:, place:] < N, (ids[:, place:] + 7) % N, N)
+        after = model([Tokens(ITEMS.table, swapped)], ends)
+        known = ends % L < place
+        torch.testing.assert_close(after[known], before[known], rtol=0, atol=1e-6)
+        assert not torch.isclose(after[~known], before[~known]).all(dim=-1).any()
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_together_positions_count_from_the_oldest_item(blocks):
+    """And a history means the same with any padding before it."""
+    model = made(blocks=blocks, prefixes="together").eval()
+    x, _ = inputs()
+    short = Tokens.of(x[:, -2:], torch.ones(B, 2, dtype=torch.bool))
+    mask = torch.arange(L).expand(B, L) >= L - 2
+    torch.testing.assert_close(model([short]), model([Tokens.of(x, mask)]), rtol=1e-5, atol=1e-6)
+    before = model([short])
+    with torch.no_grad():
+        model.positions[2:] += 1
+    assert torch.equal(model([short]), before)
+    with torch.no_grad():
+        model.positions[:2] += torch.randn(D)
+    assert not torch.allclose(model([short]), before)
+
+
+def test_together_an_empty_history_has_a_finite_state():
+    x, mask = inputs()
+    assert torch.isfinite(made(prefixes="together")([Tokens.of(x, mask)])).all()
+
+
+def test_together_or_not_at_all():
+    with pytest.raises(InputError, match="prefixes: 'apart'"):
+        made(prefixes="apart")
 
 
 # Blocks, views, options

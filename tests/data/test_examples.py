@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.interactions import Dataset
 from nullrec_lib.data.splits import OF_USERS, Split, split
+from nullrec_lib.errors import InputError
 
 PARTS = ("train", "valid", "test")
 N = 9
@@ -92,6 +93,67 @@ def test_a_batch_equals_its_plain_construction(sequences, length, data):
     assert seen.tolist() == [[N] * (longest - len(history)) + history for _, history, _ in wanted]
 
 
+# Windows
+
+
+def test_windows_begin_half_a_length_later_where_a_history_no_longer_fits():
+    sequences = [[0, 1, 2, 3, 4, 5, 6], [], [8, 7]]
+    examples = Examples(by_hand(sequences, [1, 2, 3, 4, 5, 6, 8]), "train", length=4)
+    window, begin = examples.window
+    assert window.tolist() == [0, 0, 0, 0, 1, 1, 2] and begin.tolist() == [0, 2, 7]
+    ids, ends = examples.batch(torch.arange(7), windows=3).windows
+    assert ids.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [8, N, N, N]]
+    assert ends.tolist() == [0, 1, 2, 3, 4 + 2, 4 + 3, 8]
+    # Of fewer examples a row goes no further than the newest of their histories.
+    ids, ends = examples.batch(torch.tensor([6, 0, 1, 4]), windows=3).windows
+    assert ids.tolist() == [[8, N, N, N], [0, 1, N, N], [2, 3, 4, N]]
+    assert ends.tolist() == [0, 4, 5, 8 + 2]
+    assert examples.batch(torch.arange(7)).windows is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 23), min_size=1, max_size=8), st.integers(1, 7), st.integers(1, 20), st.integers(0, 99))
+def test_a_window_holds_the_newer_half_of_a_history_at_least(lengths, length, size, seed):
+    sequences = [list(range(sum(lengths[:i]), sum(lengths[: i + 1]))) for i in range(len(lengths))]
+    places = [place for sequence in sequences for place in sequence[1:]]
+    n = sum(lengths)
+    examples = Examples(by_hand(sequences, places, n), "train", length)
+    torch.manual_seed(seed)
+    met = []
+    for index, count in examples.shuffled(size, together=True):
+        batch = examples.batch(index, count)
+        ids, ends = batch.windows
+        assert ids.shape == (count, length) and len(ends.unique()) == len(index)
+        newest = {}
+        for history, end in zip(batch.history.tolist(), ends.tolist()):
+            row, kept = end // length, end % length + 1
+            visible = [item for item in history if item < n]
+            assert ids[row, :kept].tolist() == visible[-kept:]
+            assert kept == len(visible) if len(visible) < length else kept >= length - length // 2
+            newest[row] = max(newest.get(row, 0), visible[-1])
+        # Items are named by their places: none is newer than what some example of its row may see.
+        assert all(ids[row][ids[row] < n].max() == last for row, last in newest.items()) and len(newest) == count
+        met += index.tolist()
+    assert sorted(met) == list(range(len(places)))
+
+
+def test_batches_of_windows_are_about_as_large_as_asked():
+    examples = Examples(by_hand([list(range(30))] * 40, [30 * u + i for u in range(40) for i in range(1, 30)], 30), "train", 10)
+    torch.manual_seed(0)
+    sizes = [len(index) for index, _ in examples.shuffled(64, together=True)]
+    assert sum(sizes) == 40 * 29 and all(64 - 10 < size < 64 + 10 for size in sizes[:-1])
+    one, other = (torch.cat([index for index, _ in examples.shuffled(64, together=True)]) for _ in range(2))
+    assert not torch.equal(one, other)  # another order every time
+    alone = list(examples.shuffled(64))
+    assert [len(index) for index, _ in alone] == [64] * 18 + [8] and {count for _, count in alone} == {None}
+    assert torch.cat([index for index, _ in alone]).unique().tolist() == list(range(40 * 29))
+
+
+def test_an_empty_history_is_in_no_window():
+    with pytest.raises(InputError, match="min_history"):
+        Examples(by_hand(SEQUENCES, [0, 1]), "train").window
+
+
 # No leak
 
 
@@ -131,6 +193,9 @@ def test_no_example_knows_its_target_or_anything_later(log, protocol, part, min_
         assert torch.equal(old.history, new.history) and torch.equal(old.user, new.user)
         assert torch.equal(old.example, new.example) and old.context == new.context == {}
         assert torch.equal(before.seen(index), after.seen(index))
+        if min_history:
+            old_windows, new_windows = (one.batch(index, windows=1).windows for one in (before, after))
+            assert all(map(torch.equal, old_windows, new_windows))
         assert not torch.equal(old.target, new.target)  # the change was one
 
 

@@ -308,7 +308,7 @@ def test_known_numbers_of_trainable_parameters(name, millions, per_item, d_l, op
     for n in (140, 141):
         rows = np.random.default_rng(0).standard_normal((n, d_l))
         method = make(name, material(rows, split_of(SEQUENCES, ROLES, n)), width=128, **options)
-        backbone = BACKBONES["sasrec"](method.widths, 10, 1, 1, 0.1, 0.07, 64, False)
+        backbone = BACKBONES["sasrec"](method.widths, 10, 1, 1, 0.1, 0.07, 64, False, None)
         counts.append(Recommender(method, backbone).parameter_counts()["params_trainable"])
     assert counts[1] - counts[0] == per_item
     assert f"{(counts[0] + (44_014 - 140) * per_item) / 1e6:.2f}" == millions
