@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_json, write_tensors
 from nullrec_lib.kernels.lookup import Items, Table
-from nullrec_lib.kernels.row_adam import row_adam
+from nullrec_lib.kernels.row_adam import BETAS, EPSILON, row_adam
 from nullrec_lib.methods.method import Method
 from nullrec_lib.progress import bar
 
@@ -121,7 +122,10 @@ they do in the authors' code: below, the same results come before speed."""
 
 
 class Optimiser:
-    """Adam over all that a model trains; its ID tables row by row where `model.row_updates` says so."""
+    """Adam over all that a model trains; its ID tables row by row where `model.row_updates` says so.
+
+    The step is torch's own fused one, called as a function: around it `torch.optim.Adam` takes as long again.
+    """
 
     def __init__(self, model: Recommender, lr: float):
         tables = [m for m in model.method.modules() if isinstance(m, nn.Embedding)]
@@ -130,17 +134,22 @@ class Optimiser:
         self.lr, self.steps = lr, 0
         self.rows = [table.weight for table in tables if table.sparse]
         self.moments = [(torch.zeros_like(row), torch.zeros_like(row)) for row in self.rows]
-        dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in self.rows)]
-        # Adam refuses an empty list, which a model frozen through and through has.
-        self.dense = torch.optim.Adam(dense or [nn.Parameter(torch.zeros(()))], lr=lr, fused=True)
+        self.dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in self.rows)]
+        self.state = [{"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p.detach()),
+                       "exp_avg_sq": torch.zeros_like(p.detach())} for p in self.dense]
 
     def zero_grad(self) -> None:
-        self.dense.zero_grad()
-        for table in self.rows:
-            table.grad = None
+        for parameter in (*self.dense, *self.rows):
+            parameter.grad = None
 
+    @torch.no_grad()
     def step(self) -> None:
-        self.dense.step()
+        told = [index for index, parameter in enumerate(self.dense) if parameter.grad is not None]
+        means, squares, steps = ([self.state[index][name] for index in told] for name in ("exp_avg", "exp_avg_sq", "step"))
+        if told:
+            adam([self.dense[index] for index in told], [self.dense[index].grad for index in told], means, squares, [], steps,
+                 fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=self.lr, weight_decay=0.0, eps=EPSILON,
+                 maximize=False)
         self.steps += 1
         for table, moments in zip(self.rows, self.moments):
             if table.grad is not None:
@@ -156,20 +165,19 @@ class Optimiser:
         found = {"steps": torch.tensor(self.steps)}
         found |= {f"rows.{index}.{name}": tensor for index, pair in enumerate(self.moments)
                   for name, tensor in zip(("mean", "square"), pair)}
-        return found | {f"dense.{index}.{name}": tensor for index, state in self.dense.state_dict()["state"].items()
+        return found | {f"dense.{index}.{name}": tensor for index, state in enumerate(self.state)
                         for name, tensor in state.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        self.steps, state = int(tensors["steps"]), {}
+        self.steps = int(tensors["steps"])
         for place, tensor in tensors.items():
             kind, _, rest = place.partition(".")
             index, _, name = rest.partition(".")
             if kind == "dense":
-                state.setdefault(int(index), {})[name] = tensor
+                self.state[int(index)][name].copy_(tensor)
             elif kind == "rows":
                 self.moments[int(index)][name == "square"].copy_(tensor)
-        self.dense.load_state_dict({"state": state, "param_groups": self.dense.state_dict()["param_groups"]})
 
 
 def spread(table: Tensor) -> float:

@@ -12,6 +12,7 @@ from nullrec_lib.data.examples import Batch
 from nullrec_lib.data.negatives import draw
 from nullrec_lib.errors import InputError
 from nullrec_lib.kernels.attend import Last, attend
+from nullrec_lib.kernels.dispatch import choose
 from nullrec_lib.kernels.dropout import draw_seed, dropout
 from nullrec_lib.kernels.infonce import EPSILON, infonce
 from nullrec_lib.kernels.lookup import Items, Tokens, lookup
@@ -89,6 +90,22 @@ class Block(Dropping):
         attended = attended + sums[..., None] * self.value.bias.view(H, -1)
         return self._feed_forward(normed + attended.reshape(B, d))
 
+    def state(self, x: Tensor, mask: Tensor, norm: nn.LayerNorm, impl: str = "auto") -> Tensor:
+        """norm(self.last(x, mask)), (B, L, d) → (B, d); on a CPU what lies between two products is one pass.
+
+        Args:
+            impl: see `kernels.dispatch.choose`; a GPU, and products in bfloat16, use the naive form.
+        """
+        if choose(impl, x) != "cpu" or torch.is_autocast_enabled("cpu"):
+            return norm(self.last(x, mask))
+        from nullrec_lib.kernels.state_cpu import State
+
+        seeds = [draw_seed() if self.p else 0 for _ in range(3)]
+        layers = self.norm_query, self.query, self.norm_inner, self.inner, self.outer, norm
+        of_query, query, of_inner, inner, outer, after = ((layer.weight, layer.bias) for layer in layers)
+        return State.apply(x, mask, self.heads, self.p, seeds, *of_query, *query, self.key.weight, self.value.weight,
+                           self.value.bias, *of_inner, *inner, *outer, *after)
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         normed = self.norm_inner(x)
         return normed + self.drop(self.outer(self.drop(self.inner(normed).relu())))
@@ -146,7 +163,7 @@ class Encoder(Dropping):
         x = lookup(view.table, view.ids, self.positions, self.p, draw_seed() if self.p else 0)
         for block in self.blocks[:-1]:
             x = block(x, mask) * mask[..., None]
-        return self.norm(self.blocks[-1].last(x, mask))
+        return self.blocks[-1].state(x, mask, self.norm)
 
     def _read_windows(self, view: Tokens, ends: Tensor) -> Tensor:
         mask = view.mask

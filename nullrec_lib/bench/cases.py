@@ -44,6 +44,12 @@ OPERATIONS = (
         unchecked=("plain",), fast_devices=("cpu",),
     ),
     Operation(
+        "state", v.state_inputs, partial(v.state, impl="naive"), v.state, v.state_plain,
+        # Five matrices meet every row, forward and twice backward, beside attention; each is read, and its gradient written.
+        moved=lambda B, L, d: 4 * (2 * B * L * d + 2 * B * d + 10 * d * d), flops=lambda B, L, d: B * (30 * d * d + 10 * L * d),
+        **_TOKENS, unchecked=("plain",), fast_devices=("cpu",),
+    ),
+    Operation(
         "lookup", v.lookup_inputs, partial(v.lookup, impl="naive"), v.lookup, v.lookup_plain,
         # Forward: ids, rows, output; backward: ids, what comes back, and the gradient's rows.
         moved=lambda N, B, L, d: B * L * (8 + 4 * d + 8 + 4 * d) + 4 * distinct(N, B * L) * (d + d // 2 + d // 2),

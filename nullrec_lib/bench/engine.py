@@ -19,7 +19,7 @@ from nullrec_lib.bench.ceilings import Ceilings
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.evaluation import rank_all
-from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu
+from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu, state_cpu
 from nullrec_lib.preparing import build, prepare
 from nullrec_lib.spec import Spec
 from nullrec_lib.training import Optimiser, Recommender, Scorer
@@ -47,18 +47,9 @@ its evaluation is the sampled one. Not taken in the run that they stand beside: 
 TARGETS = {"alphafuse": 10, "morec": 20, "unisrec": 20, "llm-esr": 5}
 """Method → how many times as fast as the authors' public code an epoch is meant to be."""
 
-TURN = 10
-"""Steps that an engine makes before the next one's turn."""
-
-
-def often(step: Callable[[], Any]) -> Callable[[], None]:
-    """`TURN` steps."""
-
-    def steps() -> None:
-        for _ in range(TURN):
-            step()
-
-    return steps
+TURN = 0.25
+"""Seconds of steps that an engine makes before the next one's turn: in training a step finds caches and memory as the one
+before left them, not as another engine did."""
 
 
 class Ours:
@@ -164,8 +155,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
         evaluations = {"reference": lambda: reference.evaluate(case.reference, valid)} | evaluations
     with opaque_kernels() if compiled and case.reference is not None else nullcontext():
         memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
-        # Several steps a turn: in training a step finds the caches as the one before left them, not as another engine did.
-        timings = take_turns({engine: often(step) for engine, step in steps.items()}, seconds, device)
+        timings = take_turns(steps, seconds, device, TURN)
     evaluated = take_turns(evaluations, seconds / 3, device)
     torch.random.set_rng_state(state)
     count = -(-len(case.train) // spec.batch_size)
@@ -173,9 +163,9 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
     best, median, evaluation = PUBLISHED.get((spec.data, spec.keep), {}).get(name, (None, None, None))
     return [
         {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
-         "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s / TURN,
-         "epoch_s": timing.median_s * count / TURN, "epoch_p20_s": timing.p20_s * count / TURN,
-         "epoch_p80_s": timing.p80_s * count / TURN,
+         "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s,
+         "epoch_s": timing.median_s * count, "epoch_p20_s": timing.p20_s * count,
+         "epoch_p80_s": timing.p80_s * count,
          "repeats": timing.repeats,
          "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
          "floor_s": floor,
@@ -188,7 +178,8 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
 @contextmanager
 def opaque_kernels() -> Iterator[None]:
     """Within, `torch.compile` goes around the CPU kernels: it cannot read what Numba made, and fails when it tries."""
-    kernels = [one for module in (attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu) for one in vars(module).values()
+    kernels = [one for module in (attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu, state_cpu)
+               for one in vars(module).values()
                if isinstance(one, type) and issubclass(one, torch.autograd.Function)]
     told = logging.getLogger("torch._dynamo")
     with ExitStack() as stack:

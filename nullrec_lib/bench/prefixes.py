@@ -26,14 +26,14 @@ def measure(blocks: int, device: str, seconds: float, data: str, keep: str | Non
         ours[way] = engine.Ours(case.model, case.train, case.spec.batch_size, case.spec.lr)
         ours[way].step()  # Adam's moments are made in the first
         memory[way] = extra_memory_mb(ours[way].step, device)
-    timings = take_turns({way: engine.often(one.step) for way, one in ours.items()}, seconds, device)
+    timings = take_turns({way: one.step for way, one in ours.items()}, seconds, device, engine.TURN)
     rows = []
     for way, timing in timings.items():
-        train, steps = cases[way].train, len(list(cases[way].train.shuffled(cases[way].spec.batch_size, way == "together")))
-        of_epoch = lambda step_s: step_s * steps / engine.TURN
+        train, size = cases[way].train, cases[way].spec.batch_size
+        steps = len(list(train.shuffled(size, way == "together")))
         rows.append({"data": data, "keep": keep, "method": f"alphafuse, {blocks} block" + "s" * (blocks > 1), "engine": way,
-                     "training_examples": len(train), "steps": steps, "step_s": timing.median_s / engine.TURN,
-                     "epoch_s": of_epoch(timing.median_s), "epoch_p20_s": of_epoch(timing.p20_s),
-                     "epoch_p80_s": of_epoch(timing.p80_s), "repeats": timing.repeats, "peak_mb": memory[way]})
+                     "training_examples": len(train), "steps": steps, "step_s": timing.median_s,
+                     "epoch_s": timing.median_s * steps, "epoch_p20_s": timing.p20_s * steps,
+                     "epoch_p80_s": timing.p80_s * steps, "repeats": timing.repeats, "peak_mb": memory[way]})
     torch.random.set_rng_state(state)
     return rows

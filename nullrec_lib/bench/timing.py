@@ -37,7 +37,8 @@ class Timing:
         return cls(float(middle), float(low), float(high), len(readings))
 
 
-def take_turns(works: dict[str, Callable[[], Any]], seconds: float, device: str = "cpu") -> dict[str, Timing]:
+def take_turns(works: dict[str, Callable[[], Any]], seconds: float, device: str = "cpu",
+               shortest: float = SHORTEST) -> dict[str, Timing]:
     """Time every work in rounds a-b-c, a-b-c, … until `seconds` are over.
 
     Each is called once before, untimed: compilers are done then and memory is there. A work of which one call takes
@@ -47,6 +48,7 @@ def take_turns(works: dict[str, Callable[[], Any]], seconds: float, device: str 
         works: name → what is timed; results are thrown away.
         seconds: for all of them together, without the untimed calls.
         device: on `cuda` a reading lies between two events of the GPU's own clock.
+        shortest: seconds of a reading at least.
     """
     calls, once = {}, {}
     for name, work in works.items():
@@ -54,7 +56,7 @@ def take_turns(works: dict[str, Callable[[], Any]], seconds: float, device: str 
         once[name] = _reading(work, 1, device)
         for _ in range(4 if once[name] < 0.05 else 0):  # one reading may have met a busy moment
             once[name] = min(once[name], _reading(work, 1, device))
-        calls[name] = max(1, math.ceil(SHORTEST / max(once[name], 1e-7)))
+        calls[name] = max(1, math.ceil(shortest / max(once[name], 1e-7)))
     readings: dict[str, list[float]] = {name: [] for name in works}
     started = time.perf_counter()
     for turn in range(MOST):

@@ -21,6 +21,7 @@ import nullrec_lib.kernels.rank
 import nullrec_lib.kernels.softmax
 from nullrec_lib import kernels
 from nullrec_lib.backbones import DreamRec
+from nullrec_lib.backbones.sasrec import Block
 from nullrec_lib.data.examples import Batch
 
 P, TEMPERATURE, SEED = 0.1, 0.07, 123
@@ -56,6 +57,27 @@ def attend_plain(i: SimpleNamespace) -> Any:
     scores = torch.matmul(i.q, i.x.transpose(1, 2)) * i.scale
     weights = F.dropout(scores.masked_fill(~i.mask[:, None], -1e9).softmax(-1), P)
     return _both((weights @ i.x, weights.sum(-1)), [i.q, i.x], i.upstream)
+
+
+def state_inputs(device: str, B: int, L: int, d: int) -> SimpleNamespace:
+    i = attend_inputs(device, B, L, d)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        i.block, i.norm = Block(d, 1, P).to(device), torch.nn.LayerNorm(d, device=device)
+    i.upstream = i.upstream[0][:, 0]
+    # The bias of the keys is never read: all scores of a query shift alike.
+    i.read = [i.x, *(p for name, p in i.block.named_parameters() if name != "key.bias"), *i.norm.parameters()]
+    return i
+
+
+def state(i: SimpleNamespace, impl: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)  # the block draws its seeds of dropout
+        return _both(i.block.state(i.x, i.mask, i.norm, impl), i.read, i.upstream)
+
+
+def state_plain(i: SimpleNamespace) -> Any:
+    return _both(i.norm(i.block(i.x, i.mask)[:, -1]), i.read, i.upstream)
 
 
 def lookup_inputs(device: str, N: int, B: int, L: int, d: int) -> SimpleNamespace:

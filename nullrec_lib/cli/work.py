@@ -269,9 +269,9 @@ def grid(
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes and short readings: a minute or two.")] = False,
     only: Annotated[Optional[list[str]], typer.Option(
-        help="A case; may be repeated. Kernels: dropout, attend, lookup, infonce, full_softmax, rank, top_k, "
-        "cosine_histogram, covariance, overlap, ddim. Training: alphafuse, base, morec, unisrec, rlmrec-con, llm-esr, "
-        "dreamrec, or engine for all of it. memory: 20,000 users ranked among 1,000,000 items. catalogue: a step by "
+        help="A case; may be repeated. Kernels: dropout, attend, state, lookup, infonce, full_softmax, rank, "
+        "top_k, cosine_histogram, covariance, overlap, ddim. Training: alphafuse, base, morec, unisrec, rlmrec-con, "
+        "llm-esr, dreamrec, or engine for all of it. memory: 20,000 users ranked among 1,000,000 items. catalogue: a step by "
         "the number of items. prefixes: a step with a user's histories in one pass, or each for itself.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -120,8 +120,8 @@ class Examples:
         return Batch(
             windows=None if windows is None else self._windows(index, windows),
             history=self._before(index, self.length),
-            target=self.items[self.place[index]],
-            user=self.user[index],
+            target=self.items.take(self.place.take(index)),
+            user=self.user.take(index),
             example=index,
             context={name: rows[index] for name, rows in self.context.items()},
         )
@@ -150,5 +150,6 @@ class Examples:
         return int((self.place[index] - self.begin[index]).max())
 
     def _before(self, index: Tensor, width: int) -> Tensor:
-        source = self.place[index, None] - torch.arange(width, 0, -1, device=self.device)
-        return self.items[source.clamp(min=0)].masked_fill(source < self.begin[index, None], self.n_items)
+        # `take` is indexing with half of its overhead, and a step has little else.
+        source = self.place.take(index)[:, None] - torch.arange(width, 0, -1, device=self.device)
+        return self.items.take(source.clamp(min=0)).masked_fill(source < self.begin.take(index)[:, None], self.n_items)

@@ -11,7 +11,7 @@ from nullrec_lib.kernels.dropout_cpu import halves, keeps
 
 
 @compiled(fastmath=FAST, error_model="numpy")
-def _forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, weights):
+def forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, weights):
     """`weights` (B, H, L) are those before dropout."""
     B, H, d = queries.shape
     L = x.shape[1]
@@ -44,32 +44,37 @@ def _forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, we
 
 
 @compiled(fastmath=FAST, error_model="numpy")
-def _backward(queries, x, mask, scale, low, high, limit, factor, weights, of_pooled, of_sums, to_queries, to_x):
+def gradients(queries, x, mask, scale, low, high, limit, factor, weights, of_pooled, of_sums, to_queries, to_x):
+    """`to_queries` and `to_x` are overwritten."""
     B, H, d = queries.shape
     L = x.shape[1]
-    told = np.empty(L, np.float32)
+    told, stays = np.empty(L, np.float32), np.empty(L, np.float32)
     for b in range(B):
         for h in range(H):
             q, w, g, to_q = queries[b, h], weights[b, h], of_pooled[b, h], to_queries[b, h]
             along = np.float32(0)
             for t in range(L):
-                stays = factor
+                stays[t] = factor
                 if limit and not keeps(np.uint32((b * H + h) * L + t), low, high, limit):
-                    stays = np.float32(0)
-                token, to_token, dot, a = x[b, t], to_x[b, t], np.float32(0), w[t] * stays
+                    stays[t] = 0
+                token, dot = x[b, t], np.float32(0)
                 for k in range(d):
                     dot += g[k] * token[k]
-                    to_token[k] += a * g[k]
-                told[t] = (dot + of_sums[b, h]) * stays
+                told[t] = (dot + of_sums[b, h]) * stays[t]
                 along += w[t] * told[t]
             to_q[:] = 0
             for t in range(L):
-                if mask[b, t]:
-                    s = w[t] * (told[t] - along) * scale
-                    token, to_token = x[b, t], to_x[b, t]
+                # A row without tokens has weights, but they are no function of the scores.
+                s = w[t] * (told[t] - along) * scale if mask[b, t] else np.float32(0)
+                a, token, to_token = w[t] * stays[t], x[b, t], to_x[b, t]
+                for k in range(d):
+                    to_q[k] += s * token[k]
+                if h:
                     for k in range(d):
-                        to_q[k] += s * token[k]
-                        to_token[k] += s * q[k]
+                        to_token[k] += a * g[k] + s * q[k]
+                else:
+                    for k in range(d):
+                        to_token[k] = a * g[k] + s * q[k]
 
 
 class Attend(torch.autograd.Function):
@@ -81,7 +86,7 @@ class Attend(torch.autograd.Function):
         pooled, sums = torch.empty_like(queries), torch.empty(queries.shape[:2])
         weights = torch.empty(*queries.shape[:2], x.shape[1])
         ctx.dropping, ctx.scale = halves(p, seed), np.float32(scale)
-        _forward(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
+        forward(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
                  pooled.numpy(), sums.numpy(), weights.numpy())
         ctx.save_for_backward(queries, x, mask, weights)
         return pooled, sums
@@ -89,8 +94,8 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_pooled: Tensor, of_sums: Tensor):
         queries, x, mask, weights = ctx.saved_tensors
-        to_queries, to_x = torch.empty_like(queries), torch.zeros_like(x)
-        _backward(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
+        to_queries, to_x = torch.empty_like(queries), torch.empty_like(x)
+        gradients(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
                   weights.numpy(), of_pooled.contiguous().numpy(), of_sums.contiguous().numpy(), to_queries.numpy(),
                   to_x.numpy())
         return to_queries, to_x, None, None, None, None

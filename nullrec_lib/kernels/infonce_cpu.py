@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullrec_lib.kernels.cpu import AHEAD, FAST, compiled, prefetch
+from nullrec_lib.kernels.cpu import AHEAD, FAST, compiled, exponentials, prefetch
 from nullrec_lib.kernels.infonce import EPSILON
 from nullrec_lib.kernels.lookup_cpu import EMPTY
 
@@ -26,6 +26,7 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
     start = d - trained.shape[1]
     flat, rows = ids.ravel(), np.empty((n, d), np.float32)
     cosines, inverse, shares = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    powers = np.empty(n, np.int32)
     for b in range(B):
         q = states[b]
         square = np.float32(0)
@@ -58,9 +59,11 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
             to_length[b, j] = inverse[j] * inverse[j] if np.sqrt(length) > _EPSILON else np.float32(0)
             cosines[j] = dot * inverse[j] * of_q
             highest = max(highest, cosines[j])
+        for j in range(n):
+            shares[j] = (cosines[j] - highest) / temperature
+        exponentials(shares, powers)
         total = np.float32(0)
         for j in range(n):
-            shares[j] = np.exp((cosines[j] - highest) / temperature)
             total += shares[j]
         losses[b] = np.log(total) + (highest - cosines[0]) / temperature
         own = to_states[b]

@@ -40,9 +40,9 @@ def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out
                 for k in range(d):
                     row[k] = learned[k] + position[k]
             if limit:
-                place = np.uint32((b * L + t) * d)
+                place = (b * L + t) * d
                 for k in range(d):
-                    row[k] = row[k] * scale if keeps(place + np.uint32(k), low, high, limit) else np.float32(0)
+                    row[k] = row[k] * scale if keeps(place + k, low, high, limit) else np.float32(0)
 
 
 @compiled()
@@ -60,9 +60,9 @@ def _backward(gradient, size, ids, low, high, limit, scale, to_trained, to_posit
                 continue
             told = gradient[b, t]
             if limit:
-                place = np.uint32((b * L + t) * d)
+                place = (b * L + t) * d
                 for k in range(d):
-                    row[k] = told[k] * scale if keeps(place + np.uint32(k), low, high, limit) else np.float32(0)
+                    row[k] = told[k] * scale if keeps(place + k, low, high, limit) else np.float32(0)
             else:
                 for k in range(d):
                     row[k] = told[k]
