@@ -21,7 +21,8 @@ from nullrec_lib.profiles.vectors import identity as profiles_identity
 from nullrec_lib.training import fit
 
 RESULTS_VERSION = 3
-"""Part of every run's key: raised with each change that moves numbers, so that old results are not taken for new."""
+"""Part of every run's key: raised with each change that moves numbers by more than rounding, so that old results are not
+taken for new."""
 
 WHOLE_USERS = {"clock", "core", "keep", "min_history", "split_seed"}
 """Fields that say how users are cut and split; a split that came with the data leaves nothing to say."""

@@ -554,13 +554,15 @@ def kernels(monkeypatch):
     """`kernels("naive")`: from now on that implementation only; the fast one cannot even be imported."""
 
     def only(impl: str) -> None:
-        from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu, softmax
+        from nullrec_lib.backbones import sasrec
+        from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu, softmax, state_cpu
 
-        classes = ((attend_cpu, "Attend"), (dropout_cpu, "Dropout"), (infonce_cpu, "InfoNCE"), (lookup_cpu, "Lookup"))
+        classes = ((attend_cpu, "Attend"), (dropout_cpu, "Dropout"), (infonce_cpu, "InfoNCE"), (lookup_cpu, "Lookup"),
+                   (state_cpu, "State"))
         references = ((attend, "attend_naive"), (dropout, "dropout_naive"), (infonce, "infonce_naive"),
-                      (lookup, "lookup_naive"))
+                      (lookup, "lookup_naive"), (sasrec.Block, "last"))
         monkeypatch.undo()
-        for module in (attend, dropout, infonce, lookup, softmax):
+        for module in (attend, dropout, infonce, lookup, softmax, sasrec):
             monkeypatch.setattr(module, "choose", lambda *_: impl)
         for module, name in classes if impl == "naive" else references:
             monkeypatch.delattr(module, name)
