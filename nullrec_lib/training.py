@@ -145,11 +145,12 @@ class Optimiser:
     @torch.no_grad()
     def step(self) -> None:
         told = [index for index, parameter in enumerate(self.dense) if parameter.grad is not None]
-        means, squares, steps = ([self.state[index][name] for index in told] for name in ("exp_avg", "exp_avg_sq", "step"))
+        names = "exp_avg", "exp_avg_sq", "step"
+        means, squares, steps = ([self.state[index][name] for index in told] for name in names)
         if told:
-            adam([self.dense[index] for index in told], [self.dense[index].grad for index in told], means, squares, [], steps,
-                 fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=self.lr, weight_decay=0.0, eps=EPSILON,
-                 maximize=False)
+            parameters = [self.dense[index] for index in told]
+            adam(parameters, [parameter.grad for parameter in parameters], means, squares, [], steps, fused=True,
+                 amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=self.lr, weight_decay=0.0, eps=EPSILON, maximize=False)
         self.steps += 1
         for table, moments in zip(self.rows, self.moments):
             if table.grad is not None:

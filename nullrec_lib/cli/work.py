@@ -271,8 +271,8 @@ def bench(
     only: Annotated[Optional[list[str]], typer.Option(
         help="A case; may be repeated. Kernels: dropout, attend, state, lookup, infonce, full_softmax, rank, "
         "top_k, cosine_histogram, covariance, overlap, ddim. Training: alphafuse, base, morec, unisrec, rlmrec-con, "
-        "llm-esr, dreamrec, or engine for all of it. memory: 20,000 users ranked among 1,000,000 items. catalogue: a step by "
-        "the number of items. prefixes: a step with a user's histories in one pass, or each for itself.")] = None,
+        "llm-esr, dreamrec, or engine for all of it. memory: 20,000 users ranked among 1,000,000 items. catalogue: a step "
+        "by the number of items. prefixes: a step with a user's histories in one pass, or each for itself.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     data: Annotated[str, typer.Option(help="Of the training: as in `nullrec run`.")] = "shop",

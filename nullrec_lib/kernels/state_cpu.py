@@ -178,15 +178,16 @@ class State(torch.autograd.Function):
         scale = np.float32((d // heads) ** -0.5)
         attend_cpu.forward(asked.numpy(), seen, mask.numpy(), scale, *dropping[0], pooled.numpy(), sums.numpy(),
                            weighed.numpy())
-        attended = torch.bmm(pooled.transpose(0, 1), value.view(heads, -1, d).transpose(1, 2)).transpose(0, 1).reshape(B, d)
-        _inner(normed.numpy(), attended.numpy(), sums.numpy(), value_offset.numpy(), inner_gain.numpy(), inner_bias.numpy(),
-               inner_hat.numpy(), inverses[1], hidden.numpy())
+        attended = torch.bmm(pooled.transpose(0, 1), value.view(heads, -1, d).transpose(1, 2))
+        _inner(normed.numpy(), attended.transpose(0, 1).reshape(B, d).numpy(), sums.numpy(), value_offset.numpy(),
+               inner_gain.numpy(), inner_bias.numpy(), inner_hat.numpy(), inverses[1], hidden.numpy())
         z = torch.addmm(inner_offset, hidden, inner.t())
         _relu(z.numpy(), *dropping[1])
         _outer(hidden.numpy(), torch.addmm(outer_offset, z, outer.t()).numpy(), *dropping[2], gain.numpy(), bias.numpy(),
                hat.numpy(), inverses[2], out.numpy())
         ctx.heads, ctx.scale, ctx.dropping, ctx.inverses = heads, scale, dropping, inverses
-        ctx.save_for_backward(x, mask, *weights, normed, query_hat, q, asked, pooled, sums, weighed, hidden, inner_hat, z, hat)
+        ctx.save_for_backward(x, mask, *weights, normed, query_hat, q, asked, pooled, sums, weighed, hidden, inner_hat, z,
+                              hat)
         return out
 
     @staticmethod
@@ -221,8 +222,8 @@ class State(torch.autograd.Function):
         to_normed = torch.addmm(to_normed, to_q, query)
         _query_gradients(to_normed.numpy(), query_hat.numpy(), inverses[0], query_gain.numpy(), to_query_gain.numpy(),
                          to_query_bias.numpy(), to_x.numpy())
-        return (to_x, None, None, None, None, to_query_gain, to_query_bias, to_q.t() @ normed, to_q.sum(0), to_key, to_value,
-                to_value_offset, to_inner_gain, to_inner_bias, to_z.t() @ hidden, to_inner_offset, to_outer_out.t() @ z,
+        return (to_x, None, None, None, None, to_query_gain, to_query_bias, to_q.t() @ normed, to_q.sum(0), to_key,
+                to_value, to_value_offset, to_inner_gain, to_inner_bias, to_z.t() @ hidden, to_inner_offset, to_outer_out.t() @ z,
                 to_outer_offset, to_gain, to_bias)
 
 

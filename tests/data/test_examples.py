@@ -138,7 +138,8 @@ def test_a_window_holds_the_newer_half_of_a_history_at_least(lengths, length, si
 
 
 def test_batches_of_windows_are_about_as_large_as_asked():
-    examples = Examples(by_hand([list(range(30))] * 40, [30 * u + i for u in range(40) for i in range(1, 30)], 30), "train", 10)
+    places = [30 * user + place for user in range(40) for place in range(1, 30)]
+    examples = Examples(by_hand([list(range(30))] * 40, places, 30), "train", 10)
     torch.manual_seed(0)
     sizes = [len(index) for index, _ in examples.shuffled(64, together=True)]
     assert sum(sizes) == 40 * 29 and all(64 - 10 < size < 64 + 10 for size in sizes[:-1])

@@ -200,7 +200,8 @@ def test_teachers_get_no_gradient():
 @pytest.mark.parametrize("negatives", [0, 3])
 def test_the_losses_of_a_step_add_up(name, options, negatives):
     method = make(name, width=4, **options)
-    backbone = SASRec(method.widths, 2, 1, 1, 0.0, temperature=0.5, negatives=negatives, exclude_history=False, prefixes=None)
+    backbone = SASRec(method.widths, 2, 1, 1, 0.0, temperature=0.5, negatives=negatives, exclude_history=False,
+                      prefixes=None)
     model, examples = Recommender(method, backbone).eval(), train_examples()
     examples.context = method.context(examples)
     of = examples.batch(torch.arange(4))
