@@ -127,6 +127,9 @@ class Spec:
                 raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
         if self.template is not None:
             template_fields(self.template)
+        if self.prefixes and self.min_history == 0:
+            raise InputError("min_history: 0 makes examples without a history, which cannot be read together; "
+                             "leave prefixes out or set 1 or more.")
         if not runs_on(self.method, self.backbone):
             raise InputError(f"method: {self.method} runs on {' and '.join(ONLY[self.method])} only.")
         # a table's rows have them in common

@@ -39,7 +39,8 @@ class Recommender(nn.Module):
         """(B, d): what the backbone makes of the method's views of the histories."""
         if batch.windows is None:
             return self.backbone(self.method.views(batch, items))
-        views = self.method.views(batch._replace(history=batch.windows.ids), items)
+        # Rows are windows here, not examples: what stands beside an example's history has no place in them.
+        views = self.method.views(batch._replace(history=batch.windows.ids, context={}), items)
         return self.backbone(views, batch.windows.ends)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -124,7 +125,7 @@ they do in the authors' code: below, the same results come before speed."""
 class Optimiser:
     """Adam over all that a model trains; its ID tables row by row where `model.row_updates` says so.
 
-    The step is torch's own fused one, called as a function: around it `torch.optim.Adam` takes as long again.
+    The step is torch's own fused one, called as a function: `torch.optim.Adam` around it costs up to half as much again.
     """
 
     def __init__(self, model: Recommender, lr: float):
@@ -207,7 +208,8 @@ def fit(
 
     Everything random in an epoch (order, dropout, negatives) follows from (seed, epoch), and after every epoch
     one file with weights, optimiser and history appears in `folder` by an atomic rename. So a run that was
-    killed at any moment goes on from its last whole epoch to the very result of an uninterrupted one. The folder
+    killed at any moment goes on from its last whole epoch to the very result of an uninterrupted one by this version
+    of the library (another may round differently). The folder
     ends up with the best weights (`model.safetensors`), `history.json`, and the checkpoint, which the caller
     removes when it has stored what it wants of the run.
 
@@ -270,8 +272,8 @@ def _train_epoch(model: Recommender, train: Examples, optimiser, batch_size: int
     model.train()
     total = torch.zeros((), device=train.device)
     with bar(what=f"epoch {epoch}", total=len(train), unit="example", position=1) as progress:
-        for index, windows in train.shuffled(batch_size, model.backbone.together):
-            loss = model.loss(train.batch(index, windows))
+        for index, count in train.shuffled(batch_size, model.backbone.together):
+            loss = model.loss(train.batch(index, count))
             optimiser.zero_grad()
             # A model that is frozen through and through (nothing to learn) still gets its epoch's figures.
             if loss.requires_grad:

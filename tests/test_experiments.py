@@ -218,6 +218,11 @@ def test_an_option_of_what_is_not_there_is_refused(options, name):
         Spec(**options)
 
 
+def test_an_empty_history_cannot_be_read_together():
+    with pytest.raises(InputError, match="min_history: 0"):
+        Spec(min_history=0, prefixes="together")
+
+
 @pytest.mark.parametrize("name, value", [("clock", "time"), ("core", 5), ("keep", "last:5"), ("min_history", 0),
                                          ("split_seed", 1)])
 def test_a_given_split_reads_nothing_that_cuts_users(name, value):

@@ -51,20 +51,21 @@ class Block(Dropping):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, d), mask (B, L) bool → (B, L, d): every position attends to itself and earlier tokens."""
         normed = self.norm_query(x)
-        return self._feed_forward(normed + self._attend(self.query(normed), x, mask))
+        return self._feed_forward(normed + self._attend(self.query(normed), self.key(x), x, mask))
 
     def at(self, x: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
-        """The same function at some positions only: x (B, L, d), ends (n,) int64, distinct places among the B·L → (n, d)."""
+        """The same function at some positions only: x (B, L, d), ends (n,) int64, distinct places of the B·L → (n, d)."""
         flat = x.flatten(0, 1)
         normed = self.norm_query(flat[ends])
         queries = torch.zeros_like(flat).index_copy(0, ends, self.query(normed).to(flat.dtype))
-        attended = self._attend(queries.view_as(x), x, mask).flatten(0, 1)[ends]
+        keys = F.linear(x, self.key.weight)  # their bias shifts all scores of a query alike
+        attended = self._attend(queries.view_as(x), keys, x, mask).flatten(0, 1)[ends]
         return self._feed_forward(normed + attended)
 
-    def _attend(self, queries: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, queries: Tensor, keys: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         B, L, d = x.shape
         split = lambda t: t.view(B, L, self.heads, d // self.heads).transpose(1, 2)
-        q, k, v = split(queries), split(self.key(x)), split(self.value(x))
+        q, k, v = split(queries), split(keys), split(self.value(x))
         causal = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
         # A large negative number, not -inf: a row without any token (empty history) stays finite.
         allowed = (causal & mask[:, None, :])[:, None]
@@ -91,9 +92,10 @@ class Block(Dropping):
         return self._feed_forward(normed + attended.reshape(B, d))
 
     def state(self, x: Tensor, mask: Tensor, norm: nn.LayerNorm, impl: str = "auto") -> Tensor:
-        """norm(self.last(x, mask)), (B, L, d) → (B, d); on a CPU what lies between two products is one pass.
+        """norm(self.last(x, mask)), (B, L, d) float32 → (B, d); on a CPU what lies between two products is one pass.
 
         Args:
+            mask: (B, L) bool.
             impl: see `kernels.dispatch.choose`; a GPU, and products in bfloat16, use the naive form.
         """
         if choose(impl, x) != "cpu" or torch.is_autocast_enabled("cpu"):
@@ -158,28 +160,27 @@ class Encoder(Dropping):
     def _read(self, view: Tokens) -> Tensor:
         mask = view.mask
         torch._assert_async((mask[:, 1:] >= mask[:, :-1]).all(), "histories must be left-padded")
-        if self.together:
-            return self._read_windows(*oldest_first(view))
-        x = lookup(view.table, view.ids, self.positions, self.p, draw_seed() if self.p else 0)
+        x = self._from_oldest(view) if self.together else self._tokens(view, self.positions)
         for block in self.blocks[:-1]:
             x = block(x, mask) * mask[..., None]
         return self.blocks[-1].state(x, mask, self.norm)
 
     def _read_windows(self, view: Tokens, ends: Tensor) -> Tensor:
         mask = view.mask
-        positions = self.positions[: mask.shape[1]]
-        x = lookup(view.table, view.ids, positions, self.p, draw_seed() if self.p else 0)
+        x = self._tokens(view, self.positions[: mask.shape[1]])
         for block in self.blocks[:-1]:
             x = block(x, mask) * mask[..., None]
         return self.norm(self.blocks[-1].at(x, mask, ends))
 
+    def _tokens(self, view: Tokens, positions: Tensor) -> Tensor:
+        return lookup(view.table, view.ids, positions, self.p, draw_seed() if self.p else 0)
 
-def oldest_first(view: Tokens) -> tuple[Tokens, Tensor]:
-    """A left-padded view (B, L) as one that is right-padded, and where in its B·L ids each history ends (B,)."""
-    B, L = view.ids.shape
-    places, padding = torch.arange(L, device=view.ids.device), (~view.mask).sum(dim=1)
-    turned = view.ids.gather(1, (places + padding[:, None]) % L)
-    return Tokens(view.table, turned), torch.arange(B, device=places.device) * L + (L - 1 - padding).clamp(min=0)
+    def _from_oldest(self, view: Tokens) -> Tensor:
+        """Tokens of left-padded histories whose positions count from the oldest: turned to the left end and back."""
+        L = view.ids.shape[1]
+        places, padding = torch.arange(L, device=view.ids.device), (~view.mask).sum(dim=1, keepdim=True)
+        x = self._tokens(Tokens(view.table, view.ids.gather(1, (places + padding) % L)), self.positions[:L])
+        return x.gather(1, ((places - padding) % L)[..., None].expand_as(x))
 
 
 class SASRec(Encoder):
@@ -205,9 +206,10 @@ class SASRec(Encoder):
             temperature: τ of InfoNCE; similarities are divided by it.
             negatives: uniform negatives per example; 0 takes all items instead (full softmax).
             exclude_history: draw no negative from the visible history (the authors exclude the target only).
-            prefixes: `together` trains on all histories of a user in one causal pass, as Kang & McAuley do. Positions
-                then count from the oldest item, and of a long history a window of at least the newer half is read
-                (`Examples.window`). None reads each for itself, its newest `length` items, as AlphaFuse's authors do.
+            prefixes: `together` trains on all histories of a user in one causal pass, as Kang & McAuley do; positions
+                then count from a history's oldest item (theirs are places in a padded sequence), and of a long history
+                a window of at least the newer half is read (`Examples.window`). None reads each for itself, its newest
+                `length` items, as AlphaFuse's authors do.
 
         Raises:
             InputError: a number out of range.

@@ -32,7 +32,7 @@ def measure(n_items: int, device: str, seconds: float) -> list[dict[str, Any]]:
         model = build(spec, prepared).to(device)
         model.row_updates = engine == "rows read"
         ours = Ours(model, Examples(split, "train", spec.history_length, device), spec.batch_size, spec.lr)
-        ours.step()  # Adam's moments are made in the first
+        ours.step()  # what a first step alone makes is no step's memory
         steps[engine], memory[engine] = ours.step, extra_memory_mb(ours.step, device)
     state = torch.random.get_rng_state()
     timings = take_turns(steps, seconds, device, TURN)

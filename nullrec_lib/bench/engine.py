@@ -165,8 +165,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
         {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
          "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s,
          "epoch_s": timing.median_s * count, "epoch_p20_s": timing.p20_s * count,
-         "epoch_p80_s": timing.p80_s * count,
-         "repeats": timing.repeats,
+         "epoch_p80_s": timing.p80_s * count, "repeats": timing.repeats,
          "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
          "floor_s": floor,
          "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
@@ -191,7 +190,7 @@ def opaque_kernels() -> Iterator[None]:
 
 
 def _after(first: Callable[[], Any], then: Callable[[], Any]) -> Callable[[], Any]:
-    """`then`, once `first` was called now: what is made in a first step alone (Adam's moments) is no step's memory."""
+    """`then`, once `first` was called now: what is made in a first step alone (the reference's Adam moments) is no step's memory."""
     first()
     return then
 

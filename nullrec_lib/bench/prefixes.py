@@ -24,7 +24,7 @@ def measure(blocks: int, device: str, seconds: float, data: str, keep: str | Non
         cases[way] = case = engine.prepare_case("alphafuse", device, data, keep, **fields | {
             "blocks": blocks, "prefixes": prefixes})
         ours[way] = engine.Ours(case.model, case.train, case.spec.batch_size, case.spec.lr)
-        ours[way].step()  # Adam's moments are made in the first
+        ours[way].step()  # what a first step alone makes is no step's memory
         memory[way] = extra_memory_mb(ours[way].step, device)
     timings = take_turns({way: one.step for way, one in ours.items()}, seconds, device, engine.TURN)
     rows = []

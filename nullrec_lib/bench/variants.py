@@ -64,6 +64,7 @@ def state_inputs(device: str, B: int, L: int, d: int) -> SimpleNamespace:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         i.block, i.norm = Block(d, 1, P).to(device), torch.nn.LayerNorm(d, device=device)
+        i.seeds = torch.random.get_rng_state()  # the block draws those of dropout
     i.upstream = i.upstream[0][:, 0]
     # The bias of the keys is never read: all scores of a query shift alike.
     i.read = [i.x, *(p for name, p in i.block.named_parameters() if name != "key.bias"), *i.norm.parameters()]
@@ -71,9 +72,8 @@ def state_inputs(device: str, B: int, L: int, d: int) -> SimpleNamespace:
 
 
 def state(i: SimpleNamespace, impl: str) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)  # the block draws its seeds of dropout
-        return _both(i.block.state(i.x, i.mask, i.norm, impl), i.read, i.upstream)
+    torch.random.set_rng_state(i.seeds)
+    return _both(i.block.state(i.x, i.mask, i.norm, impl), i.read, i.upstream)
 
 
 def state_plain(i: SimpleNamespace) -> Any:

@@ -13,7 +13,7 @@ from nullrec_lib.errors import InputError
 
 
 class Windows(NamedTuple):
-    """Histories of a batch that begin alike, in one row each: an example's is its row up to its own newest item."""
+    """Histories of a batch, one row for those that begin at one place: an example's is its row up to its newest item."""
 
     ids: Tensor
     """(W, L) int64 item ids, oldest first, right-padded with N. None is newer than the newest history of its row."""
@@ -103,22 +103,22 @@ class Examples:
         """
         newest = self.place - 1 - self.begin
         if len(newest) and int(newest.min()) < 0:
-            raise InputError("prefixes: an example has no history, so there is no item to read it from; "
-                             "set min_history to 1 or more.")
+            raise InputError("prefixes: an example has no history, so there is no item to read it from; leave prefixes "
+                             "out.")
         stride = max(1, self.length // 2)
         begin = self.begin + (newest - self.length + stride).clamp(min=0) // stride * stride
         distinct, window = begin.unique_consecutive(return_inverse=True)
         return window, distinct
 
-    def batch(self, index: Tensor, windows: int | None = None) -> Batch:
+    def batch(self, index: Tensor, count: int | None = None) -> Batch:
         """The examples `index` (B,) int64 as a `Batch` on the device.
 
         Args:
-            windows: how many windows they are of, where they are to be read together; see `shuffled`.
+            count: of the windows they are in, where they are to be read together; see `shuffled`.
         """
         index = index.to(self.device)
         return Batch(
-            windows=None if windows is None else self._windows(index, windows),
+            windows=None if count is None else self._windows(index, count),
             history=self._before(index, self.length),
             target=self.items.take(self.place.take(index)),
             user=self.user.take(index),

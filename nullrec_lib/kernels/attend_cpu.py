@@ -87,7 +87,7 @@ class Attend(torch.autograd.Function):
         weights = torch.empty(*queries.shape[:2], x.shape[1])
         ctx.dropping, ctx.scale = halves(p, seed), np.float32(scale)
         forward(queries.detach().numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *ctx.dropping,
-                 pooled.numpy(), sums.numpy(), weights.numpy())
+                pooled.numpy(), sums.numpy(), weights.numpy())
         ctx.save_for_backward(queries, x, mask, weights)
         return pooled, sums
 

@@ -45,35 +45,6 @@ def compiled(**options) -> Callable:
 FAST = {"reassoc", "contract", "nsz"}
 """Option `fastmath` of kernels that add up: sums may be reordered; infinities and NaN keep their meaning."""
 
-@njit
-def exponentials(x, powers):
-    """x (n,) float32 → exp(x), in place, many at a time where `np.exp` takes one after the other; `powers` (n,) int32 is
-    scratch. Off by two units in the last place at most; below -87 it is exp(-87), above 88 exp(88), of NaN NaN.
-
-    exp(x) = 2ⁿ·exp(r) with the nearest whole n = x / log 2, so |r| ≤ (log 2)/2: Taylor's sum to r⁷/7!. The first part of
-    log 2 has few digits, so that n times it is exact (Cody & Waite); sums must keep their order for that.
-    """
-    log2e, first, second = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
-    for j in range(len(x)):
-        value = x[j]
-        value = np.float32(-87) if value < np.float32(-87) else value  # a comparison with NaN is false
-        value = np.float32(88) if value > np.float32(88) else value
-        n = np.floor(value * log2e + np.float32(0.5))
-        r = (value - n * first) - n * second
-        total = np.float32(1 / 5040)
-        total = total * r + np.float32(1 / 720)
-        total = total * r + np.float32(1 / 120)
-        total = total * r + np.float32(1 / 24)
-        total = total * r + np.float32(1 / 6)
-        total = total * r + np.float32(1 / 2)
-        total = total * r + np.float32(1)
-        x[j] = total * r + np.float32(1)
-        powers[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
-    two_to_the = powers.view(np.float32)
-    for j in range(len(x)):
-        x[j] *= two_to_the[j]
-
-
 AHEAD = 6
 """Rows between a fetch and its use: a table's rows are read in random order, which no hardware foresees."""
 
@@ -104,3 +75,32 @@ def prefetch(rows, i):
     """Bring row i of a two-dimensional float32 array nearer."""
     for column in range(0, rows.shape[1], _LINE):
         _fetch(rows, i, column)
+
+
+@njit
+def exponentials(x, powers):
+    """x (n,) float32 → exp(x), in place, many at a time where `np.exp` takes one after the other; `powers` (n,) int32 is
+    scratch. Off by two units in the last place at most; below -87 it is exp(-87), above 88 exp(88), of NaN NaN.
+
+    exp(x) = 2ⁿ·exp(r) with the nearest whole n = x / log 2, so |r| ≤ (log 2)/2: Taylor's sum to r⁷/7!. The first part of
+    log 2 has few digits, so that n times it is exact (Cody & Waite); sums must keep their order for that.
+    """
+    log2e, first, second = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+    for j in range(len(x)):
+        value = x[j]
+        value = np.float32(-87) if value < np.float32(-87) else value  # a comparison with NaN is false
+        value = np.float32(88) if value > np.float32(88) else value
+        n = np.floor(value * log2e + np.float32(0.5))
+        r = (value - n * first) - n * second
+        total = np.float32(1 / 5040)
+        total = total * r + np.float32(1 / 720)
+        total = total * r + np.float32(1 / 120)
+        total = total * r + np.float32(1 / 24)
+        total = total * r + np.float32(1 / 6)
+        total = total * r + np.float32(1 / 2)
+        total = total * r + np.float32(1)
+        x[j] = total * r + np.float32(1)
+        powers[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
+    two_to_the = powers.view(np.float32)
+    for j in range(len(x)):
+        x[j] *= two_to_the[j]

@@ -15,7 +15,7 @@ _ODD, _FIRST, _SECOND = np.uint32(ODD), np.uint32(FIRST), np.uint32(SECOND)
 
 @njit(inline="always")
 def keeps(place, low, high, limit):
-    """Whether element `place` stays; all arguments uint32. See `dropout.kept`."""
+    """Whether element `place` (an integer, of which the low 32 bits count) stays; the others uint32. See `dropout.kept`."""
     h = np.uint32(np.uint32(np.uint32(place) * _ODD) ^ high)
     h = np.uint32(np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * _FIRST) + low)
     h = np.uint32(np.uint32(h ^ (h >> np.uint32(13))) * _SECOND)

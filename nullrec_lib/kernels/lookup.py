@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
 
     table: Table
     ids: Tensor
-    """(B, L) int64 rows of the table, oldest first, left-padded."""
+    """(B, L) int64 rows of the table, oldest first, left-padded (windows right-padded, see `data.examples.Windows`)."""
 
     @property
     def mask(self) -> Tensor:

@@ -158,9 +158,13 @@ def _query_gradients(told, hat, inverse, gain, to_gain, to_bias, to_x):
 
 
 class State(torch.autograd.Function):
-    """norm(block.last(x, mask)), see `backbones.sasrec.Block`; three seeds: of the weights' dropout, and of the two
-    layers'. Weights as `torch.nn` has them: gain and bias of the query's norm, the query's layer, keys' and values'
-    matrices and the values' bias, the norm, the inner and the outer layer of the feed-forward, the norm after all."""
+    """norm(block.last(x, mask)), see `backbones.sasrec.Block`: x (B, L, d) float32, mask (B, L) bool → (B, d).
+
+    Three seeds: of the attention weights' dropout, and of the two layers'. Weights, float32 and as `torch.nn` has them:
+    gain and bias of the query's norm, the query's layer, keys' and values' matrices and the values' bias, the norm, the
+    inner and the outer layer of the feed-forward, the norm after all. The keys' bias is not among them: it shifts all
+    scores of a query alike.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, mask: Tensor, heads: int, p: float, seeds: list[int], *weights: Tensor) -> Tensor:
@@ -223,8 +227,8 @@ class State(torch.autograd.Function):
         _query_gradients(to_normed.numpy(), query_hat.numpy(), inverses[0], query_gain.numpy(), to_query_gain.numpy(),
                          to_query_bias.numpy(), to_x.numpy())
         return (to_x, None, None, None, None, to_query_gain, to_query_bias, to_q.t() @ normed, to_q.sum(0), to_key,
-                to_value, to_value_offset, to_inner_gain, to_inner_bias, to_z.t() @ hidden, to_inner_offset, to_outer_out.t() @ z,
-                to_outer_offset, to_gain, to_bias)
+                to_value, to_value_offset, to_inner_gain, to_inner_bias, to_z.t() @ hidden, to_inner_offset,
+                to_outer_out.t() @ z, to_outer_offset, to_gain, to_bias)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

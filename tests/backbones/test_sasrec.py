@@ -320,15 +320,16 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(plain.train()(view), plain(view))
 
 
+@pytest.mark.parametrize("prefixes", [None, "together"])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_dropout_acts_everywhere(blocks, monkeypatch):
+def test_dropout_acts_everywhere(blocks, prefixes, monkeypatch):
     """Inputs, attention weights, inside and after the feed-forward: each of them drops, by a seed of its own.
 
     Of the plain form; that the fast one drops the same by the same seeds is seen in tests/kernels/test_state.py.
     """
     monkeypatch.setattr(sasrec, "choose", lambda *_: "naive")
     x, mask = inputs()
-    model = made(dropout=0.5, blocks=blocks, heads=2).train()
+    model = made(dropout=0.5, blocks=blocks, heads=2, prefixes=prefixes).train()
     reached, seeds = [], []
 
     def spy(module, name, place):

@@ -142,6 +142,15 @@ def test_profiles_that_belong_elsewhere_are_refused(folder, tmp_path):
         vectors.load(tmp_path)
 
 
+def test_histories_beside_profiles_are_not_read_together(folder):
+    """A user's profile at one cut may know what comes after an earlier history."""
+    spec = Spec(**SHORT, profiles=str(folder), prefixes="together")
+    with pytest.raises(InputError, match="prefixes: pte reads more"):
+        build(spec, prepare(spec))
+    without = dataclasses.replace(spec, profiles=None)
+    assert build(without, prepare(without)).backbone.together
+
+
 @pytest.mark.parametrize("backbone", ["sasrec", "dreamrec"])
 def test_both_backbones_learn_to_read_profiles(folder, tmp_path, backbone):
     spec = Spec(**SHORT, backbone=backbone, profiles=str(folder))
