@@ -71,8 +71,8 @@ def run(
              "date": datetime.date.today().isoformat()}
     folder = Path(report_dir) / (report.slug(machine) + ("-quick" if quick else ""))
 
-    def save() -> None:
-        report.write(folder, *([about | row for row in rows] for rows in (results, trained, profiled)))
+    def save(figure: bool = False) -> None:
+        report.write(folder, *([about | row for row in rows] for rows in (results, trained, profiled)), figure)
 
     count = len(chosen) + ("memory" in wanted) + len(catalogues) + len(depths) + len(methods)
     with cpu_threads(threads), bar(what="bench", total=count, unit="case") as progress:
@@ -93,7 +93,7 @@ def run(
             failures += [f"{row['case']} ({row['shape']}): {row['check']}"] if row["check"] != "ok" else []
             _free(device)
             progress.update()
-        save()  # what comes next takes minutes, and may fail
+        save(figure=True)  # what comes next takes minutes, and may fail; the figure is of the kernels alone
         for n_items in catalogues:
             progress.set_postfix_str(f"catalogue of {n_items:,}", refresh=False)
             trained += catalogue.measure(n_items, device, engine_seconds)

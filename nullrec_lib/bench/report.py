@@ -45,9 +45,13 @@ def merge(path: Path, rows: list[dict[str, Any]], columns: list[str], key: list[
     return pd.concat([part for part in (kept, new) if len(part)] or [new], ignore_index=True).reindex(columns=columns)
 
 
-def write(folder: Path, results: list[dict], engine: list[dict], profile: list[dict]) -> None:
+def write(folder: Path, results: list[dict], engine: list[dict], profile: list[dict], figure: bool = True) -> None:
     """Bring results.csv, engine.csv, profile.csv, results.md and bench.png/svg in `folder` up to date, each file
-    atomically."""
+    atomically.
+
+    Args:
+        figure: that of the kernels, which takes seconds.
+    """
     tables = {}
     for name, rows, columns, key in (("results", results, RESULTS, ["threads", "case"]),
                                      ("engine", engine, ENGINE, ["threads", "data", "keep", "method"]),
@@ -58,7 +62,7 @@ def write(folder: Path, results: list[dict], engine: list[dict], profile: list[d
             write_text(path, tables[name].to_csv(index=False, float_format="%.6g"))
     shown = speeds(tables["results"])
     shown = shown[~shown["variant"].isin(SLOW)] if len(shown) else shown
-    if len(shown):
+    if figure and len(shown):
         figures.save(figures.bench(shown), "bench", folder)
     write_text(folder / "results.md", text(tables["results"], tables["engine"], tables["profile"]))
 
