@@ -297,6 +297,15 @@ def test_a_quick_run_from_end_to_end(hasty, encoder, tmp_path):
     assert len(pd.read_csv(again.folder / "engine.csv")) == 3
 
 
+def test_larger_batches_make_an_epoch_of_fewer_steps(encoder, monkeypatch):
+    monkeypatch.setattr(engine, "SEEDED", ("rlmrec-con",))  # without a reference nothing is compiled
+    case = engine.prepare_case("rlmrec-con", "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8, batch_size=50)
+    rows = {row["engine"]: row for row in engine.measure("rlmrec-con", case, "cpu", 0.05, CEILINGS, thorough=True)}
+    large = rows["nullrec, batches of 250"]
+    assert rows["nullrec"]["steps"] == -(-len(case.train) // 50) and large["steps"] == -(-len(case.train) // 250)
+    assert large["epoch_s"] == pytest.approx(large["step_s"] * large["steps"])
+
+
 def test_published_figures_stand_beside_their_data_only():
     rows = [{"data": "ml-100k", "keep": "last:50", "method": "base", "engine": "nullrec", "training_examples": 30859,
              "evaluated_examples": 3723, "steps": 121, "step_s": 0.01, "epoch_s": 1.21, "authors_epoch_s": 4.7}]

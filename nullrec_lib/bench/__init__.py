@@ -107,7 +107,7 @@ def run(
         for name in methods:
             progress.set_postfix_str(f"training {name}", refresh=False)
             prepared = engine.prepare_case(name, device, data, keep, **fields)
-            trained += engine.measure(name, prepared, device, engine_seconds, ceilings, compiled=not quick)
+            trained += engine.measure(name, prepared, device, engine_seconds, ceilings, thorough=not quick)
             profiled += [{"data": data, "keep": keep} | row for row in engine.step_profile(name, prepared, device)]
             save()
             del prepared

@@ -47,6 +47,10 @@ its evaluation is the sampled one. Not taken in the run that they stand beside: 
 TARGETS = {"alphafuse": 10, "morec": 20, "unisrec": 20, "llm-esr": 5}
 """Method → how many times as fast as the authors' public code an epoch is meant to be."""
 
+SEEDS, SEEDED = 5, ("alphafuse", "base")
+"""Methods that also step through so many batches at once: it bounds what a step of so many seeds together could save,
+which has as much to compute and the seeds' tables and matrices besides."""
+
 TURN = 0.25
 """Seconds of steps that an engine makes before the next one's turn: in training a step finds caches and memory as the one
 before left them, not as another engine did."""
@@ -123,7 +127,7 @@ def least_work(case: Prepared) -> tuple[float, float]:
 
 
 def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ceilings,
-            compiled: bool = False) -> list[dict[str, Any]]:
+            thorough: bool = False) -> list[dict[str, Any]]:
     """One row per engine (`nullrec`, also in low precision, and `reference` where there is one): seconds of a step, an
     epoch and an evaluation of the validation part, taken in turns; peak memory of a step.
 
@@ -132,19 +136,23 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
     Args:
         seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
         ceilings: what the machine can do, for the least time of a step.
-        compiled: where there is a reference, it and ours also through `torch.compile`, whose compilation is not counted.
+        thorough: some methods also by `SEEDS` batches at once; and where there is a reference, it and ours also through
+            `torch.compile`, whose compilation is not counted.
     """
     spec, state = case.spec, torch.random.get_rng_state()
     ours = Ours(case.model, case.train, spec.batch_size, spec.lr)
     low = copy.deepcopy(case.model)
     low.bf16 = True
     steps = {"nullrec": ours.step, "nullrec, bf16": Ours(low, case.train, spec.batch_size, spec.lr).step}
+    large, size = f"nullrec, batches of {SEEDS * spec.batch_size:,}", SEEDS * spec.batch_size
+    if thorough and name in SEEDED:
+        steps[large] = Ours(copy.deepcopy(case.model), case.train, size, spec.lr).step
     evaluations = {"nullrec": lambda: _rank(case)}
     if case.reference is not None:
         train, valid = reference.as_lists(case.train), reference.as_lists(case.valid)
         theirs = reference.Trainer(case.reference, train, spec.batch_size, spec.negatives, spec.lr)
         steps = {"reference": theirs.step} | steps
-        if compiled:
+        if thorough:
             faster = copy.deepcopy(case.reference)
             faster.loss = torch.compile(faster.loss)
             steps["reference, compiled"] = reference.Trainer(faster, train, spec.batch_size, spec.negatives,
@@ -153,22 +161,23 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
             around.loss = torch.compile(around.loss)
             steps["nullrec, compiled"] = Ours(around, case.train, spec.batch_size, spec.lr).step
         evaluations = {"reference": lambda: reference.evaluate(case.reference, valid)} | evaluations
-    with opaque_kernels() if compiled and case.reference is not None else nullcontext():
+    with opaque_kernels() if thorough and case.reference is not None else nullcontext():
         memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
         timings = take_turns(steps, seconds, device, TURN)
     evaluated = take_turns(evaluations, seconds / 3, device)
     torch.random.set_rng_state(state)
-    count = -(-len(case.train) // spec.batch_size)
+    count = {engine: -(-len(case.train) // (size if engine == large else spec.batch_size)) for engine in steps}
     floor = ceilings.share(1.0, *least_work(case)) if name in TARGETS else None
     best, median, evaluation = PUBLISHED.get((spec.data, spec.keep), {}).get(name, (None, None, None))
     return [
         {"data": spec.data, "keep": spec.keep, "method": name, "engine": engine, "training_examples": len(case.train),
-         "evaluated_examples": len(case.valid), "steps": count, "step_s": timing.median_s,
-         "epoch_s": timing.median_s * count, "epoch_p20_s": timing.p20_s * count,
-         "epoch_p80_s": timing.p80_s * count, "repeats": timing.repeats,
+         "evaluated_examples": len(case.valid), "steps": count[engine], "step_s": timing.median_s,
+         "epoch_s": timing.median_s * count[engine], "epoch_p20_s": timing.p20_s * count[engine],
+         "epoch_p80_s": timing.p80_s * count[engine], "repeats": timing.repeats,
          "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
          "floor_s": floor,
-         "speed_up": timings["reference"].median_s / timing.median_s if "reference" in timings else None,
+         "speed_up": (timings["reference"].median_s * count["reference"] / (timing.median_s * count[engine])
+                      if "reference" in timings else None),
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}
         for engine, timing in timings.items()
     ]

@@ -151,7 +151,9 @@ def _engine(engine: pd.DataFrame) -> list[str]:
     if rows:
         lines += ["The reference is `nullrec_lib/bench/reference.py`: the same model and loss written the usual way; "
                   "it ranks under one protocol, ours under both. s per epoch: median step times steps. least ms: what the bytes "
-                  "and the arithmetic of a step take at this machine's ceilings (`engine.least_work`).", ""]
+                  "and the arithmetic of a step take at this machine's ceilings (`engine.least_work`). Batches of five times "
+                  "the size bound what five seeds in one step could save: they have as much to compute, in larger products.",
+                  ""]
     if published:
         lines += _targets(engine)
         lines += ["The authors' figures are of their public code on a CPU, and were not taken in this run: orders of "
