@@ -77,7 +77,7 @@ def prefetch(rows, i):
         _fetch(rows, i, column)
 
 
-@njit
+@njit(fastmath=False)  # said, or it takes over what the kernel that calls it has
 def exponentials(x, powers):
     """x (n,) float32 → exp(x), in place, many at a time where `np.exp` takes one after the other; `powers` (n,) int32 is
     scratch. Off by two units in the last place at most; below -87 it is exp(-87), above 88 exp(88), of NaN NaN.

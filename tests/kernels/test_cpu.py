@@ -1,8 +1,10 @@
 """What the CPU kernels share: exponentials of many numbers at once."""
 
 import numpy as np
+import pytest
+from numba import njit
 
-from nullrec_lib.kernels.cpu import exponentials
+from nullrec_lib.kernels.cpu import FAST, exponentials
 
 
 def of(x) -> np.ndarray:
@@ -11,10 +13,22 @@ def of(x) -> np.ndarray:
     return x
 
 
-def test_exponentials_are_right_to_two_units_in_the_last_place():
+@njit(fastmath=FAST)
+def within_a_kernel(x, powers):
+    """Numba would hand a kernel's freedom to reorder sums on to what it calls."""
+    exponentials(x, powers)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_exponentials_are_right_to_two_units_in_the_last_place(kernel):
     x = np.concatenate([np.linspace(-87, 88, 300_001), np.linspace(-1e-3, 1e-3, 2001)]).astype(np.float32)
-    true = np.exp(x.astype(np.float64))
-    assert (np.abs(of(x) - true) <= 2 * np.spacing(true.astype(np.float32))).all()
+    true, found = np.exp(x.astype(np.float64)), x.copy()
+    if kernel:
+        found = np.repeat(x, 2)[::2]  # strided: compiled for this call, whatever was compiled before
+        within_a_kernel(found, np.empty(len(x), np.int32))
+    else:
+        exponentials(found, np.empty(len(x), np.int32))
+    assert (np.abs(found - true) <= 2 * np.spacing(true.astype(np.float32))).all()
 
 
 def test_exponentials_at_the_edges():
