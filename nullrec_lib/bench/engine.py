@@ -199,7 +199,8 @@ def opaque_kernels() -> Iterator[None]:
 
 
 def _after(first: Callable[[], Any], then: Callable[[], Any]) -> Callable[[], Any]:
-    """`then`, once `first` was called now: what is made in a first step alone (the reference's Adam moments) is no step's memory."""
+    """`then`, once `first` was called now: what a first step alone makes (the reference's Adam moments) is no step's
+    memory."""
     first()
     return then
 

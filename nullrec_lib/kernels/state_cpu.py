@@ -1,7 +1,7 @@
 """The state of a history on a CPU: the last block at the last position and the norm after it.
 
-At the size of a training step the products take half of the time; the other half goes to some two hundred small
-operations around them, forward and back. Here those between two products are one pass each.
+At the size of a training step the products take about half of the time, the many small operations around them the
+other half, forward and back. Here those between two products are one pass each.
 """
 
 from __future__ import annotations

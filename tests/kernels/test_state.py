@@ -78,6 +78,16 @@ def test_views_are_read_as_what_they_show():
     assert not strided.is_contiguous() and torch.equal(block.state(strided, mask, norm), block.state(x, mask, norm))
 
 
+@pytest.mark.parametrize("layer", ["query", "inner", "outer"])
+def test_what_is_not_a_number_stays_so(layer):
+    """A training that goes wrong must be seen to."""
+    block, norm, x, mask, _ = *made(8, 1, 0.0), *inputs(9, 4, 8)
+    with torch.no_grad():
+        getattr(block, layer).bias[3] = torch.nan
+    for impl in ("cpu", "naive"):
+        assert block.state(x, mask, norm, impl)[mask.any(dim=1)].isnan().all(), impl
+
+
 def test_products_in_low_precision_take_the_naive_form():
     block, norm, x, mask, _ = *made(8, 2, 0.0), *inputs(9, 4, 8)
     with torch.autocast("cpu", torch.bfloat16):
