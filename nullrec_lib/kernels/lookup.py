@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
     @property
     def vectors(self) -> Tensor:
         """(B, L, d): the rows themselves."""
-        return gather(self.table, self.ids)
+        return read(self.table, self.ids)
 
     @classmethod
     def of(cls, vectors: Tensor, mask: Tensor) -> Tokens:
@@ -80,7 +80,7 @@ class Items:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Item ids (…) → item vectors (…, d), zeros for padding."""
-        return gather(self.table, self.place(ids))
+        return read(self.table, self.place(ids))
 
 
 def gather(table: Table, ids: Tensor) -> Tensor:
@@ -91,6 +91,17 @@ def gather(table: Table, ids: Tensor) -> Tensor:
         frozen = F.embedding(place, table.frozen)
         vectors = frozen + F.pad(vectors, (frozen.shape[-1] - vectors.shape[-1], 0))
     return torch.where((ids < table.size)[..., None], vectors, 0.0)
+
+
+def read(table: Table, ids: Tensor, impl: str = "auto") -> Tensor:
+    """`gather`; on a CPU in one pass, forward and back. `impl`: see `dispatch.choose`; a GPU uses the naive form."""
+    if choose(impl, table.trained) != "cpu":
+        return gather(table, ids)
+    from nullrec_lib.kernels.lookup_cpu import Lookup
+
+    nowhere = table.trained.new_zeros(1, table.width)  # every id is a history of its own, whose position adds nothing
+    return Lookup.apply(table.trained, table.frozen, table.size, ids.reshape(-1, 1), nowhere, 0.0,
+                        0).view(*ids.shape, table.width)
 
 
 def lookup_naive(table: Table, ids: Tensor, positions: Tensor, p: float = 0.0, seed: int = 0) -> Tensor:

@@ -51,5 +51,8 @@ class Mixture(nn.Module):
         shifts = (self.biases[:, None] @ self.weights)[:, 0]
         if self.training and self.dropout:
             e = dropout(e, self.dropout, draw_seed())
-        mixed = sum(gates[..., k, None] * (e @ weight) for k, weight in enumerate(self.weights))
+        experts, language, width = self.weights.shape
+        # One product for all experts: in bfloat16 e would be converted for each.
+        whitened = e @ self.weights.transpose(0, 1).reshape(language, experts * width)
+        mixed = sum(gates[..., k, None] * part for k, part in enumerate(whitened.split(width, dim=-1)))
         return mixed - gates @ shifts

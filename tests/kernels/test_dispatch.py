@@ -10,7 +10,7 @@ from nullrec_lib.kernels.attend import attend
 from nullrec_lib.kernels.dispatch import choose
 from nullrec_lib.kernels.dropout import dropout
 from nullrec_lib.kernels.infonce import infonce
-from nullrec_lib.kernels.lookup import Table, lookup
+from nullrec_lib.kernels.lookup import Table, lookup, read
 from nullrec_lib.kernels.softmax import full_softmax
 
 
@@ -25,6 +25,7 @@ def made(dtype=torch.float32, device="cpu") -> dict:
         "attend": lambda impl: attend(x, x, mask, 0.5, 0.3, 1, impl)[0],
         "dropout": lambda impl: dropout(x, 0.3, 1, impl),
         "lookup": lambda impl: lookup(table, ids, rows, 0.3, 1, impl),
+        "read": lambda impl: read(table, ids, impl),
         "infonce": lambda impl: infonce(table, states, ids.clamp(max=5), 0.1, impl),
         "full_softmax": lambda impl: full_softmax(table, states, target, 0.1, impl),
     }

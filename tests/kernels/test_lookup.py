@@ -7,7 +7,7 @@ from interpreter import compiling, implementations, interpret
 from truth import compare, poisoned  # noqa: F401  (a fixture)
 
 from nullrec_lib.kernels.dropout import kept
-from nullrec_lib.kernels.lookup import Table, lookup, lookup_naive
+from nullrec_lib.kernels.lookup import Items, Table, Tokens, gather, lookup, lookup_naive, read
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -99,6 +99,31 @@ def test_the_same_bits_twice(impl, device):
         lookup(Table(trained, None, 3), ids, positions, 0.3, SEED, impl).backward(gradient)
         found.append(trained.grad)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 4), (2, 0, 3)])
+@pytest.mark.parametrize("case", CASES)
+def test_reading_rows_is_gathering_them(case, shape):
+    _, _, _, rows, size, d, n, with_frozen = CASES[case]
+    torch.manual_seed(3)
+    trained, frozen = torch.randn(rows, n), torch.randn(rows, d) if with_frozen else None
+    ids, upstream = torch.randint(size + 2, shape), torch.randn(*shape, d)
+    found = {}
+    for impl in ("naive", "cpu"):
+        leaf = trained.clone().requires_grad_()
+        out = read(Table(leaf, frozen, size), ids, impl)
+        found[impl] = out.detach(), torch.autograd.grad(out, leaf, upstream)[0]
+    assert torch.equal(found["cpu"][0], found["naive"][0])
+    torch.testing.assert_close(found["cpu"][1], found["naive"][1])
+
+
+def test_tokens_and_items_read_the_rows():
+    trained = torch.randn(5, 3)
+    ids = torch.tensor([[4, 5], [0, 2]])
+    table = Table(trained, None, 5)
+    assert torch.equal(Tokens(table, ids).vectors, gather(table, ids))
+    assert torch.equal(Items(table._replace(size=3), torch.tensor([1, 4, 6]), 9)(torch.tensor([6, 1, 9])),
+                       torch.stack([trained[2], trained[0], torch.zeros(3)]))
 
 
 @compiling
