@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from nullrec_lib.kernels.cpu import AHEAD, FAST, compiled, exponentials, prefetch
@@ -12,52 +13,112 @@ from nullrec_lib.kernels.lookup_cpu import EMPTY
 
 _EPSILON = np.float32(EPSILON)
 
+OFTEN = 1
+"""From so many look-ups per row on, rows are joined and measured once before, not wherever they are met."""
+
+
+@njit(inline="always")
+def _join(language, learned, row):
+    """row = language, with learned added to its last columns."""
+    tail = row[len(row) - len(learned) :]
+    for k in range(len(row)):
+        row[k] = language[k]
+    for k in range(len(learned)):
+        tail[k] += learned[k]
+
+
+@njit(inline="always")
+def _length(row):
+    square = np.float32(0)
+    for k in range(len(row)):
+        square += row[k] * row[k]
+    return np.sqrt(square)
+
+
+@njit(inline="always")
+def _products(rows, places, q, out):
+    """out[j] = rows[places[j]] · q, four at a time: q is then read once for four."""
+    n, d = len(places), len(q)
+    for j in range(0, n - 3, 4):
+        one, two, three, four = rows[places[j]], rows[places[j + 1]], rows[places[j + 2]], rows[places[j + 3]]
+        first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for k in range(d):
+            first += one[k] * q[k]
+            second += two[k] * q[k]
+            third += three[k] * q[k]
+            fourth += four[k] * q[k]
+        out[j], out[j + 1], out[j + 2], out[j + 3] = first, second, third, fourth
+    for j in range(n - n % 4, n):
+        row, dot = rows[places[j]], np.float32(0)
+        for k in range(d):
+            dot += row[k] * q[k]
+        out[j] = dot
+
+
+@njit(inline="always")
+def _sum(rows, places, factors, out):
+    """out = Σ_j factors[j] · rows[places[j]], four at a time."""
+    n, d = len(places), len(out)
+    out[:] = 0
+    for j in range(0, n - 3, 4):
+        one, two, three, four = rows[places[j]], rows[places[j + 1]], rows[places[j + 2]], rows[places[j + 3]]
+        first, second, third, fourth = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
+        for k in range(d):
+            out[k] += (first * one[k] + second * two[k]) + (third * three[k] + fourth * four[k])
+    for j in range(n - n % 4, n):
+        row, factor = rows[places[j]], factors[j]
+        for k in range(d):
+            out[k] += factor * row[k]
+
 
 @compiled(fastmath=FAST, error_model="numpy")
-def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_candidate, to_length):
+def _whole(trained, frozen, out, lengths):
+    """The rows of the table whole, in `out`, and their lengths; without a frozen part they are so, `out` is left alone."""
+    for i in range(len(trained)):
+        if len(frozen):
+            _join(frozen[i], trained[i], out[i])
+            lengths[i] = _length(out[i])
+        else:
+            lengths[i] = _length(trained[i])
+
+
+@compiled(fastmath=FAST, error_model="numpy")
+def _forward(trained, frozen, lengths, states, ids, temperature, losses, to_states, to_candidate, to_length):
     """Losses (B,), and what the backward pass needs, per unit of upstream gradient to the *sum* of losses:
     ∂/∂q in `to_states`, and for candidate c the factors of ∂/∂c = a·q − s·c in `to_candidate` and `to_length`.
 
     cos = c·q / (‖c‖‖q‖): ∂cos/∂c = q/(‖c‖‖q‖) − cos·c/‖c‖² and likewise for q. A norm below ε counts as ε, a constant:
-    there the second term is gone.
+    there the second term is gone. `frozen` and `lengths` may be empty: without the one, rows are whole; without the
+    other, they are measured wherever they are met.
     """
     B, d = states.shape
     n = ids.shape[1]
-    start = d - trained.shape[1]
-    flat, rows = ids.ravel(), np.empty((n, d), np.float32)
-    cosines, inverse, shares = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    flat, places, joined = ids.ravel(), np.arange(n), np.empty((n if len(frozen) else 0, d), np.float32)
+    cosines, inverse, shares, factors = np.empty((4, n), np.float32)
     powers = np.empty(n, np.int32)
     for b in range(B):
         q = states[b]
-        square = np.float32(0)
-        for k in range(d):
-            square += q[k] * q[k]
-        norm = np.sqrt(square)
+        norm = _length(q)
         of_q = np.float32(1) / max(norm, _EPSILON)
-        highest = np.float32(-2)
         for j in range(n):
             ahead = flat[min(b * n + j + AHEAD, flat.size - 1)]
             prefetch(trained, ahead)
+            i = ids[b, j]
             if len(frozen):
                 prefetch(frozen, ahead)
-            i, c = ids[b, j], rows[j]
-            learned, tail = trained[i], c[start:]
-            if len(frozen):
-                language = frozen[i]
-                for k in range(d):
-                    c[k] = language[k]
-                for k in range(d - start):
-                    tail[k] += learned[k]
+                _join(frozen[i], trained[i], joined[j])
+                length = _length(joined[j])
             else:
-                for k in range(d):
-                    c[k] = learned[k]
-            dot, length = np.float32(0), np.float32(0)
-            for k in range(d):
-                dot += c[k] * q[k]
-                length += c[k] * c[k]
-            inverse[j] = np.float32(1) / max(np.sqrt(length), _EPSILON)
-            to_length[b, j] = inverse[j] * inverse[j] if np.sqrt(length) > _EPSILON else np.float32(0)
-            cosines[j] = dot * inverse[j] * of_q
+                length = lengths[i] if len(lengths) else _length(trained[i])
+            inverse[j] = np.float32(1) / max(length, _EPSILON)
+            to_length[b, j] = inverse[j] * inverse[j] if length > _EPSILON else np.float32(0)
+        if len(frozen):
+            _products(joined, places, q, cosines)
+        else:
+            _products(trained, ids[b], q, cosines)
+        highest = np.float32(-2)
+        for j in range(n):
+            cosines[j] *= inverse[j] * of_q
             highest = max(highest, cosines[j])
         for j in range(n):
             shares[j] = (cosines[j] - highest) / temperature
@@ -66,18 +127,19 @@ def _forward(trained, frozen, states, ids, temperature, losses, to_states, to_ca
         for j in range(n):
             total += shares[j]
         losses[b] = np.log(total) + (highest - cosines[0]) / temperature
-        own = to_states[b]
-        own[:] = 0
         along = np.float32(0)
         for j in range(n):
             g = shares[j] / total
             g = (g - np.float32(1) if j == 0 else g) / temperature
-            a, c = g * inverse[j] * of_q, rows[j]
-            to_candidate[b, j] = a
+            factors[j] = g * inverse[j] * of_q
+            to_candidate[b, j] = factors[j]
             to_length[b, j] *= g * cosines[j]
             along += g * cosines[j]
-            for k in range(d):
-                own[k] += a * c[k]
+        own = to_states[b]
+        if len(frozen):
+            _sum(joined, places, factors, own)
+        else:
+            _sum(trained, ids[b], factors, own)
         along = along * of_q * of_q if norm > _EPSILON else np.float32(0)
         for k in range(d):
             own[k] -= along * q[k]
@@ -120,8 +182,12 @@ class InfoNCE(torch.autograd.Function):
         states, ids = states.contiguous(), ids.contiguous()
         losses, to_states = torch.empty(len(ids)), torch.empty_like(states)
         to_candidate, to_length = torch.empty(2, *ids.shape)
-        language = EMPTY if frozen is None else frozen.numpy()
-        _forward(trained.detach().numpy(), language, states.detach().numpy(), ids.numpy(), np.float32(temperature),
+        rows, language, lengths = trained.detach().numpy(), EMPTY if frozen is None else frozen.numpy(), EMPTY[0:0].ravel()
+        if OFTEN * len(rows) <= ids.numel():
+            whole, lengths = (rows if frozen is None else np.empty_like(language)), np.empty(len(rows), np.float32)
+            _whole(rows, language, whole, lengths)
+            rows, language = whole, EMPTY
+        _forward(rows, language, lengths, states.detach().numpy(), ids.numpy(), np.float32(temperature),
                  losses.numpy(), to_states.numpy(), to_candidate.numpy(), to_length.numpy())
         ctx.save_for_backward(trained, frozen, states, ids, to_states, to_candidate, to_length)
         return losses.mean()

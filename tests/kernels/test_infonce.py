@@ -20,6 +20,8 @@ CASES = {  # batch, candidates, items, d, n, has a frozen part, temperature
     "odd and wide": (2, 9, 5, 129, 64, True, 0.1),
     "many candidates": (3, 70, 40, 64, 32, True, 0.07),
     "few items, many times": (5, 9, 2, 8, 3, True, 0.1),
+    "more items than candidates": (3, 6, 40, 9, 4, True, 0.1),
+    "more items, ids only": (3, 7, 40, 9, 9, False, 0.1),
     "sharp": (4, 20, 12, 16, 8, True, 0.01),
 }
 
