@@ -176,8 +176,14 @@ class State(torch.autograd.Function):
         normed, query_hat, hidden, inner_hat, out, hat = (torch.empty(B, d) for _ in range(6))
         inverses = np.empty((3, B), np.float32)
         _query(seen, query_gain.numpy(), query_bias.numpy(), query_hat.numpy(), inverses[0], normed.numpy())
-        q = torch.addmm(query_offset, normed, query.t())
-        asked = torch.bmm(_by_head(q, heads), key.view(heads, -1, d)).transpose(0, 1).contiguous()
+        # What lies between normed and what is asked: of one head QᵀK, if that is smaller than the batch; else the queries.
+        ctx.joined = heads == 1 and d < B
+        if ctx.joined:
+            between = query.t() @ key
+            asked = torch.addmm(query_offset @ key, normed, between)[:, None]
+        else:
+            between = torch.addmm(query_offset, normed, query.t())
+            asked = torch.bmm(_by_head(between, heads), key.view(heads, -1, d)).transpose(0, 1).contiguous()
         pooled, sums, weighed = torch.empty(B, heads, d), torch.empty(B, heads), torch.empty(B, heads, L)
         scale = np.float32((d // heads) ** -0.5)
         attend_cpu.forward(asked.numpy(), seen, mask.numpy(), scale, *dropping[0], pooled.numpy(), sums.numpy(),
@@ -190,7 +196,7 @@ class State(torch.autograd.Function):
         _outer(hidden.numpy(), torch.addmm(outer_offset, z, outer.t()).numpy(), *dropping[2], gain.numpy(), bias.numpy(),
                hat.numpy(), inverses[2], out.numpy())
         ctx.heads, ctx.scale, ctx.dropping, ctx.inverses = heads, scale, dropping, inverses
-        ctx.save_for_backward(x, mask, *weights, normed, query_hat, q, asked, pooled, sums, weighed, hidden, inner_hat, z,
+        ctx.save_for_backward(x, mask, *weights, normed, query_hat, between, asked, pooled, sums, weighed, hidden, inner_hat, z,
                               hat)
         return out
 
@@ -198,7 +204,7 @@ class State(torch.autograd.Function):
     def backward(ctx, told: Tensor):
         x, mask, *saved = ctx.saved_tensors
         (query_gain, query_bias, query, query_offset, key, value, value_offset, inner_gain, inner_bias, inner,
-         inner_offset, outer, outer_offset, gain, bias, normed, query_hat, q, asked, pooled, sums, weighed, hidden,
+         inner_offset, outer, outer_offset, gain, bias, normed, query_hat, between, asked, pooled, sums, weighed, hidden,
          inner_hat, z, hat) = (tensor.detach() for tensor in saved)
         B, L, d = x.shape
         heads, inverses, (of_weights, of_inner, of_outer) = ctx.heads, ctx.inverses, ctx.dropping
@@ -220,14 +226,20 @@ class State(torch.autograd.Function):
         to_asked, to_x = torch.empty_like(asked), torch.empty_like(x)
         attend_cpu.gradients(asked.numpy(), x.detach().numpy(), mask.numpy(), ctx.scale, *of_weights, weighed.numpy(),
                              to_pooled.numpy(), to_sums.numpy(), to_asked.numpy(), to_x.numpy())
-        of_asked = to_asked.transpose(0, 1)
-        to_key = torch.bmm(_by_head(q, heads).transpose(1, 2), of_asked).view(d, d)
-        to_q = torch.bmm(of_asked, key.view(heads, -1, d).transpose(1, 2)).transpose(0, 1).reshape(B, d)
-        to_normed = torch.addmm(to_normed, to_q, query)
+        if ctx.joined:
+            of_asked = to_asked[:, 0]
+            total, to_joined = of_asked.sum(0), normed.t() @ of_asked
+            to_key, to_query = torch.addmm(torch.outer(query_offset, total), query, to_joined), key @ to_joined.t()
+            to_query_offset, to_normed = key @ total, torch.addmm(to_normed, of_asked, between.t())
+        else:
+            of_asked = to_asked.transpose(0, 1)
+            to_key = torch.bmm(_by_head(between, heads).transpose(1, 2), of_asked).view(d, d)
+            to_q = torch.bmm(of_asked, key.view(heads, -1, d).transpose(1, 2)).transpose(0, 1).reshape(B, d)
+            to_query, to_query_offset, to_normed = to_q.t() @ normed, to_q.sum(0), torch.addmm(to_normed, to_q, query)
         _query_gradients(to_normed.numpy(), query_hat.numpy(), inverses[0], query_gain.numpy(), to_query_gain.numpy(),
                          to_query_bias.numpy(), to_x.numpy())
-        return (to_x, None, None, None, None, to_query_gain, to_query_bias, to_q.t() @ normed, to_q.sum(0), to_key,
-                to_value, to_value_offset, to_inner_gain, to_inner_bias, to_z.t() @ hidden, to_inner_offset,
+        return (to_x, None, None, None, None, to_query_gain, to_query_bias, to_query, to_query_offset, to_key, to_value,
+                to_value_offset, to_inner_gain, to_inner_bias, to_z.t() @ hidden, to_inner_offset,
                 to_outer_out.t() @ z, to_outer_offset, to_gain, to_bias)
 
 
