@@ -224,12 +224,14 @@ def test_the_reference_has_our_loss_and_gradients(name, encoder, monkeypatch):
     from nullrec_lib.backbones import sasrec
     from nullrec_lib.data import negatives
 
-    made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8, dropout=0.0)
+    more = {"unisrec": {"adaptor_dropout": 0.0}, "llm-esr": {"similar_users": 4}}.get(name, {})
+    made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8, dropout=0.0, **more)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # UniSRec's gates
     batch = made.train.batch(torch.arange(0, len(made.train), 3))
     drawn = negatives.draw(batch.target, made.model.method.n_items, 8)
     for module in (sasrec, negatives):
         monkeypatch.setattr(module, "draw", lambda *a, **b: drawn, raising=False)
-    ours, theirs = made.model.loss(batch), made.reference.loss(batch.history, batch.target, drawn)
+    ours, theirs = made.model.loss(batch), made.reference.loss(batch.history, batch.target, drawn, batch.context.get("similar"))
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
 
     ours.backward()
@@ -238,17 +240,19 @@ def test_the_reference_has_our_loss_and_gradients(name, encoder, monkeypatch):
     gradients = copy.deepcopy(made.model)
     for to, parameter in zip(gradients.parameters(), made.model.parameters()):
         to.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
-    for (which, expected), found in zip(reference.like(gradients).named_parameters(), made.reference.parameters()):
+    for (which, expected), found in zip(reference.like(gradients, name).named_parameters(), made.reference.parameters()):
         if expected.requires_grad:
             assert found.grad is not None, which
             torch.testing.assert_close(found.grad, expected.data, rtol=1e-4, atol=1e-6, msg=lambda m: f"{which}: {m}")
 
 
-def test_the_reference_learns_and_ranks_as_we_do(encoder):
+@pytest.mark.parametrize("name", ["base", "llm-esr"])
+def test_the_reference_learns_and_ranks_as_we_do(name, encoder):
     from nullrec_lib.evaluation import metrics, rank_all
     from nullrec_lib.training import Scorer
 
-    made = engine.prepare_case("base", "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8)
+    more = {"similar_users": 4} if name == "llm-esr" else {}
+    made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8, **more)
     valid = reference.as_lists(made.valid)
     ours = metrics(rank_all(Scorer(made.model), made.valid)["authors"])
     theirs = reference.evaluate(made.reference, valid)

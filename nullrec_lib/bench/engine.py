@@ -101,7 +101,7 @@ def prepare_case(name: str, device: str, data: str = "shop", keep: str | None = 
     train, valid = (Examples(inputs.split, part, spec.history_length, device) for part in ("train", "valid"))
     for examples in (train, valid):
         examples.context = model.method.context(examples)
-    return Prepared(spec, model, train, valid, reference.like(model) if name in reference.KINDS else None)
+    return Prepared(spec, model, train, valid, reference.like(model, name) if name in reference.KINDS else None)
 
 
 def least_work(case: Prepared) -> tuple[float, float]:
