@@ -20,7 +20,7 @@ from nullrec_lib.progress import bar
 NAMES = (*cases.NAMES, "memory", "catalogue", "prefixes", "engine", *engine.METHODS)
 """What `only` may name: kernels, all users ranked at once (`memory`), a step by the number of items (`catalogue`) and by
 how histories are read (`prefixes`), one method's training, or all of it (`engine`)."""
-SECONDS = {True: (0.5, 1.2), False: (3.0, 12.0)}
+SECONDS = {True: (0.3, 0.9), False: (3.0, 12.0)}
 """Quick or not → seconds to spend on the timing of one kernel at one shape, and of one method's steps."""
 
 
@@ -48,7 +48,7 @@ def run(
     """Measure, and write `report_dir/<device>[-quick]/`; cases that are already there are replaced, others stay.
 
     Args:
-        quick: small shapes and short timing: a minute or two.
+        quick: small shapes and short timing: about a minute.
         only: some of `NAMES`; all without.
         threads: of the CPU.
         device: auto, cpu or cuda.

@@ -45,9 +45,10 @@ OPERATIONS = (
     ),
     Operation(
         "state", v.state_inputs, partial(v.state, impl="naive"), v.state, v.state_plain,
-        # Five matrices meet every row, forward and twice backward, beside attention; each is read, its gradient written.
+        # Four matrices meet every row, forward and twice backward, beside attention: queries' and keys' may be multiplied
+        # before. Each of the five is read, its gradient written.
         moved=lambda B, L, d: 4 * (2 * B * L * d + 2 * B * d + 10 * d * d),
-        flops=lambda B, L, d: B * (30 * d * d + 10 * L * d),
+        flops=lambda B, L, d: B * (24 * d * d + 10 * L * d),
         **_TOKENS, unchecked=("plain",), fast_devices=("cpu",),
     ),
     Operation(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nullrec_lib.bench.engine import TURN, Ours
+from nullrec_lib.bench.engine import Ours, turn
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.splits import Split
@@ -35,7 +35,7 @@ def measure(n_items: int, device: str, seconds: float) -> list[dict[str, Any]]:
         ours.step()  # what a first step alone makes is no step's memory
         steps[engine], memory[engine] = ours.step, extra_memory_mb(ours.step, device)
     state = torch.random.get_rng_state()
-    timings = take_turns(steps, seconds, device, TURN)
+    timings = take_turns(steps, seconds, device, turn(seconds))
     torch.random.set_rng_state(state)
     return [{"data": f"{n_items:,} made-up items", "keep": None, "method": "base", "engine": engine,
              "training_examples": len(places), "step_s": timing.median_s, "repeats": timing.repeats,

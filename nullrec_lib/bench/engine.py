@@ -52,8 +52,13 @@ SEEDS, SEEDED = 5, ("alphafuse", "base")
 which has as much to compute and the seeds' tables and matrices besides."""
 
 TURN = 0.25
-"""Seconds of steps that an engine makes before the next one's turn: in training a step finds caches and memory as the one
-before left them, not as another engine did."""
+"""Seconds of steps that an engine makes at most before the next one's turn: in training a step finds caches and memory as
+the one before left them, not as another engine did."""
+
+
+def turn(seconds: float) -> float:
+    """`TURN`, or less where that leaves each of a few engines less than three turns."""
+    return min(TURN, seconds / 12)
 
 
 class Ours:
@@ -109,8 +114,8 @@ def least_work(case: Prepared) -> tuple[float, float]:
 
     Dense Adam reads a parameter, its gradient and two moments, and writes three of them and the gradient; each distinct
     row that a batch looks up is read once. A backbone's matrices meet every example once (the state is the last
-    position, and keys and values can be had from the query's side), forward and twice backward; a method's meet every
-    distinct item once, forward and for their own gradient.
+    position, and keys and values can be had from the query's side), forward and twice backward, those of queries and
+    keys as one; a method's meet every distinct item once, forward and for their own gradient.
     """
     model, batch = case.model, case.train.batch(torch.arange(min(case.spec.batch_size, len(case.train))))
     with torch.random.fork_rng():
@@ -122,7 +127,8 @@ def least_work(case: Prepared) -> tuple[float, float]:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     width = len(model.backbone.positions[0])
     moved = 4 * (8 * trained + width * len(read))
-    flops = 6 * len(batch.target) * matrices(model.backbone) + 4 * len(read) * matrices(model.method)
+    joined = matrices(model.backbone) - width**2 * len(model.backbone.blocks)
+    flops = 6 * len(batch.target) * joined + 4 * len(read) * matrices(model.method)
     return moved, flops + 6 * candidates.numel() * width
 
 
@@ -136,8 +142,8 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
     Args:
         seconds: for timing the steps of both; an evaluation takes about a third of it more, at least three rounds.
         ceilings: what the machine can do, for the least time of a step.
-        thorough: some methods also by `SEEDS` batches at once; and where there is a reference, it and ours also through
-            `torch.compile`, whose compilation is not counted.
+        thorough: also the references of `reference.SLOW`, and some methods by `SEEDS` batches at once; and where there is
+            a reference, it and ours also through `torch.compile`, whose compilation is not counted.
     """
     spec, state = case.spec, torch.random.get_rng_state()
     ours = Ours(case.model, case.train, spec.batch_size, spec.lr)
@@ -148,7 +154,8 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
     if thorough and name in SEEDED:
         steps[large] = Ours(copy.deepcopy(case.model), case.train, size, spec.lr).step
     evaluations = {"nullrec": lambda: _rank(case)}
-    if case.reference is not None:
+    compared = case.reference is not None and (thorough or name not in reference.SLOW)
+    if compared:
         train, valid = reference.as_lists(case.train), reference.as_lists(case.valid)
         theirs = reference.Trainer(case.reference, train, spec.batch_size, spec.negatives, spec.lr)
         steps = {"reference": theirs.step} | steps
@@ -161,9 +168,9 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
             around.loss = torch.compile(around.loss)
             steps["nullrec, compiled"] = Ours(around, case.train, spec.batch_size, spec.lr).step
         evaluations = {"reference": lambda: reference.evaluate(case.reference, valid)} | evaluations
-    with opaque_kernels() if thorough and case.reference is not None else nullcontext():
+    with opaque_kernels() if thorough and compared else nullcontext():
         memory = {engine: extra_memory_mb(_after(step, step), device) for engine, step in steps.items()}
-        timings = take_turns(steps, seconds, device, TURN)
+        timings = take_turns(steps, seconds, device, turn(seconds))
     evaluated = take_turns(evaluations, seconds / 3, device)
     torch.random.set_rng_state(state)
     count = {engine: -(-len(case.train) // (size if engine == large else spec.batch_size)) for engine in steps}

@@ -26,7 +26,7 @@ def measure(blocks: int, device: str, seconds: float, data: str, keep: str | Non
         ours[way] = engine.Ours(case.model, case.train, case.spec.batch_size, case.spec.lr)
         ours[way].step()  # what a first step alone makes is no step's memory
         memory[way] = extra_memory_mb(ours[way].step, device)
-    timings = take_turns({way: one.step for way, one in ours.items()}, seconds, device, engine.TURN)
+    timings = take_turns({way: one.step for way, one in ours.items()}, seconds, device, engine.turn(seconds))
     rows = []
     for way, timing in timings.items():
         train, size = cases[way].train, cases[way].spec.batch_size

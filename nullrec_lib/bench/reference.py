@@ -18,9 +18,12 @@ from nullrec_lib.data.examples import Examples
 KINDS = ("alphafuse", "base", "morec", "unisrec", "llm-esr")
 """Methods that this reference has."""
 
+SLOW = ("unisrec", "llm-esr")
+"""Those of which one step takes about a second."""
+
 
 class Experts(nn.Module):
-    """UniSRec's adaptor, (…, d_l) → (…, width): each expert drops, shifts and turns e by itself, behind a noisy gate."""
+    """UniSRec's adaptor, (…, d_l) → (…, width): each expert drops, shifts and turns e, behind a noisy gate."""
 
     def __init__(self, language: int, width: int, experts: int, dropout: float):
         super().__init__()

@@ -267,7 +267,7 @@ def grid(
 @app.command()
 @speaks
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Small shapes and short readings: a minute or two.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes and short readings: about a minute.")] = False,
     only: Annotated[Optional[list[str]], typer.Option(
         help="A case; may be repeated. Kernels: dropout, attend, state, lookup, infonce, full_softmax, rank, "
         "top_k, cosine_histogram, covariance, overlap, ddim. Training: alphafuse, base, morec, unisrec, rlmrec-con, "
