@@ -279,8 +279,10 @@ def test_new_rows_replace_their_own_case_only(tmp_path):
 
 
 def test_a_quick_run_from_end_to_end(hasty, encoder, tmp_path):
+    before = torch.random.get_rng_state()
     found = bench.run(True, ("double", "alphafuse"), data="shop-tiny", report_dir=tmp_path, device="cpu",
                       encoder=encoder, width=16, negatives=8)
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert found.failures == [] and found.folder.parent == tmp_path and found.folder.name.endswith("-quick")
     assert {path.name for path in found.folder.iterdir()} == {
         "results.csv", "engine.csv", "profile.csv", "results.md", "bench.png", "bench.svg"}

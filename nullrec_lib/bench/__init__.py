@@ -75,7 +75,7 @@ def run(
         report.write(folder, *([about | row for row in rows] for rows in (results, trained, profiled)), figure)
 
     count = len(chosen) + ("memory" in wanted) + len(catalogues) + len(depths) + len(methods)
-    with cpu_threads(threads), bar(what="bench", total=count, unit="case") as progress:
+    with torch.random.fork_rng(), cpu_threads(threads), bar(what="bench", total=count, unit="case") as progress:
         if methods or depths:  # wrong data shall fail now, not after minutes
             engine.prepare_case((*methods, "alphafuse")[0], device, data, keep, **fields)
         ceilings = measure_ceilings(device, quick)
