@@ -29,7 +29,7 @@ CEILINGS = ceilings.Ceilings({2**20: 100.0, 2**24: 10.0}, {"float32": 50.0, "flo
 def operation(fast=lambda inputs, impl: inputs.x * 2, **chosen) -> case.Operation:
     """Doubling n numbers."""
     settings = {
-        "name": "double", "make": lambda device, n: SimpleNamespace(x=torch.arange(1.0, n + 1, device=device)),
+        "name": "double", "make": lambda device, n: SimpleNamespace(x=torch.rand(n, device=device)),
         "naive": lambda inputs: inputs.x + inputs.x, "fast": fast, "plain": lambda inputs: torch.mul(inputs.x, 2),
         "moved": lambda n: 8 * n, "flops": lambda n: n, "quick": ({"n": 1000},),
     }
