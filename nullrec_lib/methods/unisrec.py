@@ -54,5 +54,5 @@ class Mixture(nn.Module):
         experts, language, width = self.weights.shape
         # One product for all experts: in bfloat16 e would be converted for each.
         whitened = e @ self.weights.transpose(0, 1).reshape(language, experts * width)
-        mixed = sum(gates[..., k, None] * part for k, part in enumerate(whitened.split(width, dim=-1)))
+        mixed = torch.einsum("...k,...kd->...d", gates, whitened.unflatten(-1, (experts, width)))
         return mixed - gates @ shifts
