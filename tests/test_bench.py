@@ -129,7 +129,7 @@ def test_the_least_work_of_a_step_is_no_more_than_what_we_do(name, encoder):
     ours.batches = [(torch.arange(made.spec.batch_size), None)]
     with FlopCounterMode(display=False) as counted:
         ours.step()
-    kernel = 6 * made.spec.batch_size * 9 * len(made.model.backbone.positions[0])  # InfoNCE, which the counter cannot see
+    kernel = 6 * made.spec.batch_size * 9 * sum(made.model.method.widths)  # InfoNCE, which the counter cannot see
     assert 0.1 * counted.get_total_flops() < flops - kernel <= 1.02 * counted.get_total_flops()
     assert moved > 4 * 8 * made.model.parameter_counts()["params_trainable"]
 
@@ -154,7 +154,8 @@ def test_targets_stand_beside_what_was_measured():
     text = report.text(pd.DataFrame(columns=report.RESULTS), pd.DataFrame(rows, columns=report.ENGINE),
                        pd.DataFrame(columns=report.PROFILE))
     lines = text.split("## Targets of training")[1].split("##")[0].strip().splitlines()[2:4]
-    assert [[cell.strip() for cell in line.split("|")[3:6]] for line in lines] == [["10", "10", "met"], ["20", "10", "missed"]]
+    cells = [[cell.strip() for cell in line.split("|")[3:6]] for line in lines]
+    assert cells == [["10", "10", "met"], ["20", "10", "missed"]]
 
 
 # Timing
@@ -226,12 +227,13 @@ def test_the_reference_has_our_loss_and_gradients(name, encoder, monkeypatch):
 
     more = {"unisrec": {"adaptor_dropout": 0.0}, "llm-esr": {"similar_users": 4}}.get(name, {})
     made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8, dropout=0.0, **more)
-    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # UniSRec's gates
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # UniSRec's gates
     batch = made.train.batch(torch.arange(0, len(made.train), 3))
     drawn = negatives.draw(batch.target, made.model.method.n_items, 8)
     for module in (sasrec, negatives):
         monkeypatch.setattr(module, "draw", lambda *a, **b: drawn, raising=False)
-    ours, theirs = made.model.loss(batch), made.reference.loss(batch.history, batch.target, drawn, batch.context.get("similar"))
+    similar = batch.context.get("similar")
+    ours, theirs = made.model.loss(batch), made.reference.loss(batch.history, batch.target, drawn, similar)
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
 
     ours.backward()
@@ -301,6 +303,17 @@ def test_a_quick_run_from_end_to_end(hasty, encoder, tmp_path):
     again = bench.run(True, ("double",), report_dir=tmp_path, device="cpu")
     assert len(pd.read_csv(again.folder / "results.csv")) == len(results)
     assert len(pd.read_csv(again.folder / "engine.csv")) == 3
+
+
+def test_a_short_run_leaves_the_slow_references_out(encoder):
+    assert set(reference.SLOW) < set(reference.KINDS)
+    engines = {}
+    for name in ("base", "unisrec"):
+        made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8)
+        engines[name] = {row["engine"]: row for row in engine.measure(name, made, "cpu", 0.05, CEILINGS)}
+    assert list(engines["base"]) == ["reference", "nullrec", "nullrec, bf16"]
+    assert list(engines["unisrec"]) == ["nullrec", "nullrec, bf16"]
+    assert engines["unisrec"]["nullrec"]["floor_s"] > 0 and engines["unisrec"]["nullrec, bf16"]["floor_s"] is None
 
 
 def test_larger_batches_make_an_epoch_of_fewer_steps(encoder, monkeypatch):

@@ -31,6 +31,11 @@ def distinct(rows: int, read: int) -> float:
     return rows * -math.expm1(read * math.log1p(-1 / rows))
 
 
+def tokens(L: int) -> float:
+    """Mean length of the histories that the cases draw: uniform over 1 to L. Nobody must read padding."""
+    return (L + 1) / 2
+
+
 # Bytes: 4 for a float32, 8 for an id. AlphaFuse's table trains half of the columns, so its gradients have d/2.
 OPERATIONS = (
     Operation(
@@ -40,21 +45,22 @@ OPERATIONS = (
     ),
     Operation(
         "attend", v.attend_inputs, partial(v.attend, impl="naive"), v.attend, v.attend_plain,
-        moved=lambda B, L, d: 4 * B * (3 * L * d + 6 * d), flops=lambda B, L, d: 10 * B * L * d, **_TOKENS,
+        moved=lambda B, L, d: 4 * B * d * (2 * tokens(L) + L + 6), flops=lambda B, L, d: 10 * B * tokens(L) * d, **_TOKENS,
         unchecked=("plain",), fast_devices=("cpu",),
     ),
     Operation(
         "state", v.state_inputs, partial(v.state, impl="naive"), v.state, v.state_plain,
         # Four matrices meet every row, forward and twice backward, beside attention: queries' and keys' may be multiplied
         # before. Each of the five is read, its gradient written.
-        moved=lambda B, L, d: 4 * (2 * B * L * d + 2 * B * d + 10 * d * d),
-        flops=lambda B, L, d: B * (24 * d * d + 10 * L * d),
+        moved=lambda B, L, d: 4 * (B * d * (tokens(L) + L + 2) + 10 * d * d),
+        flops=lambda B, L, d: B * (24 * d * d + 10 * tokens(L) * d),
         **_TOKENS, unchecked=("plain",), fast_devices=("cpu",),
     ),
     Operation(
         "lookup", v.lookup_inputs, partial(v.lookup, impl="naive"), v.lookup, v.lookup_plain,
         # Forward: ids, rows, output; backward: ids, what comes back, and the gradient's rows.
-        moved=lambda N, B, L, d: B * L * (8 + 4 * d + 8 + 4 * d) + 4 * distinct(N, B * L) * (d + d // 2 + d // 2),
+        moved=lambda N, B, L, d: B * (L * (8 + 4 * d + 8) + tokens(L) * 4 * d)
+        + 4 * distinct(N, round(B * tokens(L))) * (d + d // 2 + d // 2),
         flops=lambda N, B, L, d: 0,
         quick=({"N": 10_000, "B": 256, "L": 10, "d": 128}, {"N": 9_973, "B": 255, "L": 7, "d": 65}),
         full=({"N": 100_000, "B": 1024, "L": 50, "d": 256}, {"N": 1_000_000, "B": 256, "L": 10, "d": 128}),
@@ -63,7 +69,7 @@ OPERATIONS = (
     Operation(
         "infonce", v.infonce_inputs, partial(v.infonce, impl="naive"), v.infonce, v.infonce_plain,
         moved=lambda N, B, C, d: 8 * B * C + 4 * distinct(N, B * C) * (d + d // 2 + d // 2) + 4 * 3 * B * d,
-        flops=lambda N, B, C, d: B * C * (4 * d + 2 * d + 2 * (d // 2)),
+        flops=lambda N, B, C, d: B * C * (4 * d + 2 * (d // 2)) + distinct(N, B * C) * 2 * d,  # lengths once per row
         quick=({"N": 10_000, "B": 256, "C": 65, "d": 128}, {"N": 9_973, "B": 255, "C": 64, "d": 65}),
         full=({"N": 100_000, "B": 1024, "C": 65, "d": 256}, {"N": 1_000_000, "B": 256, "C": 257, "d": 128},
               {"N": 10_000, "B": 256, "C": 65, "d": 3072}),

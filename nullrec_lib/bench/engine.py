@@ -52,12 +52,12 @@ SEEDS, SEEDED = 5, ("alphafuse", "base")
 which has as much to compute and the seeds' tables and matrices besides."""
 
 TURN = 0.25
-"""Seconds of steps that an engine makes at most before the next one's turn: in training a step finds caches and memory as
-the one before left them, not as another engine did."""
+"""Seconds of steps that an engine makes before the next one's turn: in training a step finds caches and memory as the one
+before left them, not as another engine did."""
 
 
 def turn(seconds: float) -> float:
-    """`TURN`, or less where that leaves each of a few engines less than three turns."""
+    """`TURN`, or so much less that a few engines get three turns each in these seconds."""
     return min(TURN, seconds / 12)
 
 
@@ -113,23 +113,26 @@ def least_work(case: Prepared) -> tuple[float, float]:
     """Bytes and floating-point operations that no way of making one training step of `TARGETS` can avoid, counted low.
 
     Dense Adam reads a parameter, its gradient and two moments, and writes three of them and the gradient; each distinct
-    row that a batch looks up is read once. A backbone's matrices meet every example once (the state is the last
-    position, and keys and values can be had from the query's side), forward and twice backward, those of queries and
-    keys as one; a method's meet every distinct item once, forward and for their own gradient.
+    row that a batch looks up is read once. A backbone's matrices meet every view of an example once (the state is the
+    last position, and keys and values can be had from the query's side), forward and twice backward, and of a teacher
+    forward; those of queries and keys count as one. An adaptor's meet every distinct item, forward and for their own
+    gradient; layers without anything between them count as one. What is between LLM-ESR's views is left out.
     """
     model, batch = case.model, case.train.batch(torch.arange(min(case.spec.batch_size, len(case.train))))
+    method, width = model.method, len(model.backbone.positions[0])
     with torch.random.fork_rng():
-        candidates = model.backbone.candidates(batch, model.method.n_items)
-        read = torch.cat([ids.flatten() for ids in (*model.method.reads(batch), candidates)]).unique()
-    looked_up = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)} | {
-        id(model.backbone.positions)}
-    matrices = lambda module: sum(one.numel() for one in module.parameters() if one.ndim > 1 and id(one) not in looked_up)
+        candidates = model.backbone.candidates(batch, method.n_items)
+        read = torch.cat([ids.flatten() for ids in (*method.reads(batch), candidates)]).unique()
+    matrices = lambda module: sum(one.numel() for one in module.parameters() if one.ndim > 1)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    width = len(model.backbone.positions[0])
     moved = 4 * (8 * trained + width * len(read))
-    joined = matrices(model.backbone) - width**2 * len(model.backbone.blocks)
-    flops = 6 * len(batch.target) * joined + 4 * len(read) * matrices(model.method)
-    return moved, flops + 6 * candidates.numel() * width
+    adaptor = getattr(method, "adaptor", getattr(method, "adapter", nn.Identity()))
+    linear = isinstance(adaptor, nn.Sequential) and all(isinstance(layer, nn.Linear) for layer in adaptor)
+    of_items = adaptor[0].in_features * adaptor[-1].out_features if linear else matrices(adaptor)
+    of_views = len(method.widths) * (matrices(model.backbone.blocks) - width**2 * len(model.backbone.blocks))
+    taught = len(batch.context.get("similar", batch.target[:0]).unique())
+    flops = (6 * len(batch.target) + 2 * taught) * of_views + 4 * len(read) * of_items
+    return moved, flops + 6 * candidates.numel() * sum(method.widths)
 
 
 def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ceilings,
@@ -182,7 +185,7 @@ def measure(name: str, case: Prepared, device: str, seconds: float, ceilings: Ce
          "epoch_s": timing.median_s * count[engine], "epoch_p20_s": timing.p20_s * count[engine],
          "epoch_p80_s": timing.p80_s * count[engine], "repeats": timing.repeats,
          "evaluation_s": evaluated[engine].median_s if engine in evaluated else None, "peak_mb": memory[engine],
-         "floor_s": floor,
+         "floor_s": None if engine.endswith("bf16") else floor,  # a product's rate is that of float32
          "speed_up": (timings["reference"].median_s * count["reference"] / (timing.median_s * count[engine])
                       if "reference" in timings else None),
          "authors_epoch_s": best, "authors_epoch_median_s": median, "authors_evaluation_s": evaluation}

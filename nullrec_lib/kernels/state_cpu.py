@@ -196,8 +196,8 @@ class State(torch.autograd.Function):
         _outer(hidden.numpy(), torch.addmm(outer_offset, z, outer.t()).numpy(), *dropping[2], gain.numpy(), bias.numpy(),
                hat.numpy(), inverses[2], out.numpy())
         ctx.heads, ctx.scale, ctx.dropping, ctx.inverses = heads, scale, dropping, inverses
-        ctx.save_for_backward(x, mask, *weights, normed, query_hat, between, asked, pooled, sums, weighed, hidden, inner_hat, z,
-                              hat)
+        ctx.save_for_backward(x, mask, *weights, normed, query_hat, between, asked, pooled, sums, weighed, hidden,
+                              inner_hat, z, hat)
         return out
 
     @staticmethod

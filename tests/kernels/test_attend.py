@@ -75,6 +75,17 @@ def test_a_row_without_tokens_is_finite_and_moves_nothing(p):
     torch.testing.assert_close(sums, torch.ones(6, 2))
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_padding_may_stand_anywhere(p):
+    queries, x, _ = inputs(40, 3, 7, 5)
+    mask = torch.rand(40, 7, generator=torch.Generator().manual_seed(6)) < 0.4
+    x = torch.where(mask[..., None], torch.randn(x.shape, generator=torch.Generator().manual_seed(7)), 0.0)
+    assert (mask[:, :-1] & ~mask[:, 1:]).any() and not mask.any(1).all()
+    given = queries, x, mask, (torch.ones(40, 3, 5), torch.ones(40, 3)), p, 0.7
+    for name, ours, theirs in zip(NAMES, worked("cpu", *given), worked("naive", *given), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}")
+
+
 @pytest.mark.parametrize("used", [0, 1], ids=["pooled", "sums"])
 def test_one_of_the_two_results_may_be_left_unread(used):
     queries, x, mask = inputs(9, 2, 5, 4)

@@ -1,5 +1,8 @@
 """InfoNCE against its naive form."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from compiled import compile_kernel
@@ -109,6 +112,19 @@ def test_only_what_needs_a_gradient_gets_one(impl, device):
         table = Table(leaves["trained"], frozen.to(device), 7)
         infonce(table, leaves["states"], ids.to(device), 0.1, impl).backward()
         assert {name for name, leaf in leaves.items() if leaf.grad is not None} == {wanted}
+
+
+@pytest.mark.parametrize("often", [0, math.inf], ids=["before", "where they are met"])
+@pytest.mark.parametrize("test", [
+    *(pytest.param(partial(test_equals_naive, case), id=case) for case in CASES),
+    *(pytest.param(partial(test_extreme_logits_stay_finite, answer), id=f"extreme {answer}") for answer in (1.0, -1.0)),
+    test_vectors_of_no_length, test_views_are_read_as_what_they_show, test_only_what_needs_a_gradient_gets_one,
+])
+def test_rows_may_be_joined_and_measured_before_or_where_they_are_met(test, often, monkeypatch):
+    from nullrec_lib.kernels import infonce_cpu
+
+    monkeypatch.setattr(infonce_cpu, "OFTEN", often)
+    test("cpu", "cpu")
 
 
 @compiling
