@@ -12,17 +12,19 @@ from nullrec_lib.kernels.dropout_cpu import halves, keeps
 
 
 @njit(inline="always")
-def _tokens(mask, b, places):
-    """How many tokens row b has, and in `places` where they are: all its places, where it has none."""
-    count, L = 0, mask.shape[1]
+def _span(mask, b):
+    """Whether row b has tokens, and the places from its first to its last one: all of them, where it has none.
+
+    Unsigned: of a signed index that is not plainly from 0 on Numba asks whether it is negative, which here doubles the time.
+    """
+    L = mask.shape[1]
+    first, end = L, 0
     for t in range(L):
         if mask[b, t]:
-            places[count] = t
-            count += 1
-    if not count:
-        for t in range(L):
-            places[t] = t
-    return count
+            first, end = min(first, t), t + 1
+    if not end:
+        first, end = 0, L
+    return mask[b, first], np.uint64(first), np.uint64(end)
 
 
 @compiled(fastmath=FAST, error_model="numpy")
@@ -30,29 +32,35 @@ def forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, wei
     """`weights` (B, H, L) are those before dropout."""
     B, H, d = queries.shape
     L = x.shape[1]
-    places, powers, scores = np.empty(L, np.int64), np.empty(H * L, np.int32), np.empty(H * L, np.float32)
+    powers, scores = np.empty(H * L, np.int32), np.empty(H * L, np.float32)
     for b in range(B):
-        tokens = _tokens(mask, b, places)
-        count = tokens or L
+        some, first, end = _span(mask, b)
+        count = np.int64(end - first)
         for h in range(H):
-            q, own, highest = queries[b, h], scores[h * count : h * count + count], np.float32(-np.inf)
-            for j in range(count):
-                token, score = x[b, places[j]], np.float32(0)
+            q, own, highest = queries[b, h], scores[h * count : h * count + count], np.float32(-1e9)
+            for t in range(first, end):
+                token, score = x[b, t], np.float32(0)
                 for k in range(d):
                     score += q[k] * token[k]
-                own[j] = score * scale if tokens else np.float32(0)
-                highest = max(highest, own[j])
+                own[t - first] = score * scale if mask[b, t] else np.float32(-1e9)
+                highest = max(highest, own[t - first])
             for j in range(count):
                 own[j] -= highest
-        exponentials(scores[: H * count], powers[: H * count])
+        if H > 1:
+            exponentials(scores[: H * count], powers[: H * count])
+        else:  # too few to be many
+            for j in range(count):
+                scores[j] = np.exp(scores[j])
         for h in range(H):
             w, out, own = weights[b, h], pooled[b, h], scores[h * count : h * count + count]
             w[:], out[:], total, summed = 0, 0, np.float32(0), np.float32(0)
-            for j in range(count):
-                total += own[j]
+            for t in range(first, end):
+                if some and not mask[b, t]:
+                    own[t - first] = 0
+                total += own[t - first]
             share = np.float32(1) / total
-            for j in range(count):
-                t, a = places[j], own[j] * share
+            for t in range(first, end):
+                a = own[t - first] * share
                 w[t] = a
                 if limit:
                     a = a * factor if keeps(np.uint32((b * H + h) * L + t), low, high, limit) else np.float32(0)
@@ -68,29 +76,29 @@ def gradients(queries, x, mask, scale, low, high, limit, factor, weights, of_poo
     """`to_queries` and `to_x` are overwritten."""
     B, H, d = queries.shape
     L = x.shape[1]
-    places, told, stays = np.empty(L, np.int64), np.empty(L, np.float32), np.empty(L, np.float32)
+    told, stays = np.empty(L, np.float32), np.empty(L, np.float32)
     for b in range(B):
-        tokens = _tokens(mask, b, places)
-        count = tokens or L
+        some, first, end = _span(mask, b)
+        for t in range(L):
+            if t < first or t >= end:
+                to_x[b, t] = 0
         for h in range(H):
             q, w, g, to_q = queries[b, h], weights[b, h], of_pooled[b, h], to_queries[b, h]
-            to_q[:] = 0
             along = np.float32(0)
-            for j in range(count):
-                t = places[j]
-                stays[j] = factor
+            for t in range(first, end):
+                stays[t] = factor
                 if limit and not keeps(np.uint32((b * H + h) * L + t), low, high, limit):
-                    stays[j] = 0
+                    stays[t] = 0
                 token, dot = x[b, t], np.float32(0)
                 for k in range(d):
                     dot += g[k] * token[k]
-                told[j] = (dot + of_sums[b, h]) * stays[j]
-                along += w[t] * told[j]
-            for j in range(count):
-                t = places[j]
+                told[t] = (dot + of_sums[b, h]) * stays[t]
+                along += w[t] * told[t]
+            to_q[:] = 0
+            for t in range(first, end):
                 # A row without tokens has weights, but they are no function of the scores.
-                s = w[t] * (told[j] - along) * scale if tokens else np.float32(0)
-                a, token, to_token = w[t] * stays[j], x[b, t], to_x[b, t]
+                s = w[t] * (told[t] - along) * scale if some else np.float32(0)
+                a, token, to_token = w[t] * stays[t], x[b, t], to_x[b, t]
                 for k in range(d):
                     to_q[k] += s * token[k]
                 if h:
@@ -99,9 +107,6 @@ def gradients(queries, x, mask, scale, low, high, limit, factor, weights, of_poo
                 else:
                     for k in range(d):
                         to_token[k] = a * g[k] + s * q[k]
-        for t in range(L):
-            if tokens and not mask[b, t]:
-                to_x[b, t] = 0
 
 
 class Attend(torch.autograd.Function):
