@@ -126,7 +126,7 @@ def test_the_least_work_of_a_step_is_no_more_than_what_we_do(name, encoder):
     made = engine.prepare_case(name, "cpu", "shop-tiny", encoder=encoder, width=16, negatives=8)
     moved, flops = engine.least_work(made)
     ours = engine.Ours(made.model, made.train, made.spec.batch_size, made.spec.lr)
-    ours.batches = [(torch.arange(made.spec.batch_size), None)]
+    ours.batches = iter([made.train.batch(torch.arange(made.spec.batch_size))])
     with FlopCounterMode(display=False) as counted:
         ours.step()
     kernel = 6 * made.spec.batch_size * 9 * sum(made.model.method.widths)  # InfoNCE, which the counter cannot see

@@ -17,7 +17,7 @@ from torch.profiler import profile as torch_profile
 from nullrec_lib.bench import reference
 from nullrec_lib.bench.ceilings import Ceilings
 from nullrec_lib.bench.timing import extra_memory_mb, take_turns
-from nullrec_lib.data.examples import Examples
+from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.evaluation import rank_all
 from nullrec_lib.kernels import attend_cpu, dropout_cpu, infonce_cpu, lookup_cpu, state_cpu
 from nullrec_lib.preparing import build, prepare
@@ -67,14 +67,17 @@ class Ours:
     def __init__(self, model: Recommender, train: Examples, batch_size: int, lr: float):
         self.model, self.train, self.batch_size = model, train, batch_size
         self.optimiser = Optimiser(model, lr)
-        self.batches: list[tuple[torch.Tensor, int | None]] = []
+        self.batches: Iterator[Batch] = iter(())
 
     def step(self) -> None:
         """One batch."""
-        if not self.batches:
-            self.batches = list(self.train.shuffled(self.batch_size, self.model.backbone.together))
-        self.model.train()
-        loss = self.model.loss(self.train.batch(*self.batches.pop()))
+        if not self.model.training:  # as an evaluation leaves it
+            self.model.train()
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = self.train.batches(self.batch_size, self.model.backbone.together)
+            batch = next(self.batches)
+        loss = self.model.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()

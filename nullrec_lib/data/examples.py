@@ -39,6 +39,10 @@ class Batch(NamedTuple):
     """The same histories, or as much of them as stands together, for a model that reads them in one pass."""
 
 
+AT_ONCE = 16
+"""Batches that training makes together: on a CPU, making one takes many small operations, each dearer than its numbers."""
+
+
 class Examples:
     """The examples of one part of a split.
 
@@ -89,6 +93,16 @@ class Examples:
         for index, count in zip(order.split(sizes.tolist()), counts.tolist()):
             if count:
                 yield index, count
+
+    def batches(self, size: int, together: bool = False) -> Iterator[Batch]:
+        """The batches of `shuffled`, `AT_ONCE` of them made at a time where examples come one by one."""
+        if together:
+            yield from (self.batch(index, count) for index, count in self.shuffled(size, together))
+            return
+        for index, _ in self.shuffled(AT_ONCE * size):
+            whole = self.batch(index)
+            parts = zip(*(rows.split(size) for rows in (*whole[:4], *whole.context.values())))
+            yield from (Batch(*part[:4], dict(zip(whole.context, part[4:]))) for part in parts)
 
     @cached_property
     def window(self) -> tuple[Tensor, Tensor]:

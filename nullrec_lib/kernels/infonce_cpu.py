@@ -19,20 +19,20 @@ then at most a quarter of all candidates' vectors, which nobody wants in memory.
 
 
 @njit(inline="always")
-def _join(language, learned, row):
-    """row = language, with learned added to its last columns."""
-    tail = row[len(row) - len(learned) :]
-    for k in range(len(row)):
-        row[k] = language[k]
-    for k in range(len(learned)):
-        tail[k] += learned[k]
+def _join(frozen, trained, i, out, j):
+    """out[j] = frozen[i], with trained[i] added to its last columns."""
+    d, n = frozen.shape[1], trained.shape[1]
+    for k in range(d):
+        out[j, k] = frozen[i, k]
+    for k in range(n):
+        out[j, np.uint64(d - n + k)] += trained[i, k]
 
 
 @njit(inline="always")
-def _length(row):
+def _length(rows, i):
     square = np.float32(0)
-    for k in range(len(row)):
-        square += row[k] * row[k]
+    for k in range(rows.shape[1]):
+        square += rows[i, k] * rows[i, k]
     return np.sqrt(square)
 
 
@@ -41,18 +41,18 @@ def _products(rows, places, q, out):
     """out[j] = rows[places[j]] · q, four at a time: q is then read once for four."""
     n, d = len(places), len(q)
     for j in range(0, n - 3, 4):
-        one, two, three, four = rows[places[j]], rows[places[j + 1]], rows[places[j + 2]], rows[places[j + 3]]
+        one, two, three, four = places[j], places[j + 1], places[j + 2], places[j + 3]
         first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for k in range(d):
-            first += one[k] * q[k]
-            second += two[k] * q[k]
-            third += three[k] * q[k]
-            fourth += four[k] * q[k]
+            first += rows[one, k] * q[k]
+            second += rows[two, k] * q[k]
+            third += rows[three, k] * q[k]
+            fourth += rows[four, k] * q[k]
         out[j], out[j + 1], out[j + 2], out[j + 3] = first, second, third, fourth
     for j in range(n - n % 4, n):
-        row, dot = rows[places[j]], np.float32(0)
+        place, dot = places[j], np.float32(0)
         for k in range(d):
-            dot += row[k] * q[k]
+            dot += rows[place, k] * q[k]
         out[j] = dot
 
 
@@ -62,14 +62,14 @@ def _sum(rows, places, factors, out):
     n, d = len(places), len(out)
     out[:] = 0
     for j in range(0, n - 3, 4):
-        one, two, three, four = rows[places[j]], rows[places[j + 1]], rows[places[j + 2]], rows[places[j + 3]]
+        one, two, three, four = places[j], places[j + 1], places[j + 2], places[j + 3]
         first, second, third, fourth = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
         for k in range(d):
-            out[k] += (first * one[k] + second * two[k]) + (third * three[k] + fourth * four[k])
+            out[k] += (first * rows[one, k] + second * rows[two, k]) + (third * rows[three, k] + fourth * rows[four, k])
     for j in range(n - n % 4, n):
-        row, factor = rows[places[j]], factors[j]
+        place, factor = places[j], factors[j]
         for k in range(d):
-            out[k] += factor * row[k]
+            out[k] += factor * rows[place, k]
 
 
 @compiled(fastmath=FAST, error_model="numpy")
@@ -77,10 +77,10 @@ def _whole(trained, frozen, out, lengths):
     """The rows of the table whole, in `out`, and their lengths; without a frozen part they are so, `out` is left alone."""
     for i in range(len(trained)):
         if len(frozen):
-            _join(frozen[i], trained[i], out[i])
-            lengths[i] = _length(out[i])
+            _join(frozen, trained, i, out, i)
+            lengths[i] = _length(out, i)
         else:
-            lengths[i] = _length(trained[i])
+            lengths[i] = _length(trained, i)
 
 
 @compiled(fastmath=FAST, error_model="numpy")
@@ -94,29 +94,31 @@ def _forward(trained, frozen, lengths, states, ids, temperature, losses, to_stat
     """
     B, d = states.shape
     n = ids.shape[1]
-    flat, places, joined = ids.ravel(), np.arange(n), np.empty((n if len(frozen) else 0, d), np.float32)
+    flat, joined = ids.ravel(), np.empty((n if len(frozen) else 0, d), np.float32)
+    places = np.arange(n).astype(np.uint64)
     cosines, inverse, shares, factors = np.empty((4, n), np.float32)
     powers = np.empty(n, np.int32)
     for b in range(B):
-        q = states[b]
-        norm = _length(q)
+        q, own = states[b], to_states[b]
+        norm = _length(states, b)
         of_q = np.float32(1) / max(norm, _EPSILON)
         for j in range(n):
             ahead = flat[min(b * n + j + AHEAD, flat.size - 1)]
             prefetch(trained, ahead)
-            i = ids[b, j]
+            i = np.uint64(ids[b, j])
             if len(frozen):
                 prefetch(frozen, ahead)
-                _join(frozen[i], trained[i], joined[j])
-                length = _length(joined[j])
+                _join(frozen, trained, i, joined, j)
+                length = _length(joined, j)
             else:
-                length = lengths[i] if len(lengths) else _length(trained[i])
+                places[j] = i
+                length = lengths[i] if len(lengths) else _length(trained, i)
             inverse[j] = np.float32(1) / max(length, _EPSILON)
             to_length[b, j] = inverse[j] * inverse[j] if length > _EPSILON else np.float32(0)
         if len(frozen):
             _products(joined, places, q, cosines)
         else:
-            _products(trained, ids[b], q, cosines)
+            _products(trained, places, q, cosines)
         highest = np.float32(-2)
         for j in range(n):
             cosines[j] *= inverse[j] * of_q
@@ -136,11 +138,10 @@ def _forward(trained, frozen, lengths, states, ids, temperature, losses, to_stat
             to_candidate[b, j] = factors[j]
             to_length[b, j] *= g * cosines[j]
             along += g * cosines[j]
-        own = to_states[b]
         if len(frozen):
             _sum(joined, places, factors, own)
         else:
-            _sum(trained, ids[b], factors, own)
+            _sum(trained, places, factors, own)
         along = along * of_q * of_q if norm > _EPSILON else np.float32(0)
         for k in range(d):
             own[k] -= along * q[k]
@@ -151,28 +152,25 @@ def _backward(trained, frozen, states, ids, to_candidate, to_length, scale, to_t
     """Scatter scale·(a·q − s·c). The second term is the same vector at all of an item's places: their s are summed
     before."""
     B, d = states.shape
-    n = ids.shape[1]
-    start = d - trained.shape[1]
+    n, columns = ids.shape[1], trained.shape[1]
     flat = ids.ravel()
     total = np.zeros(len(trained), np.float32)
     for b in range(B):
-        tail = states[b, start:]
+        tail = states[b, d - columns :]
         for j in range(n):
             prefetch(to_trained, flat[min(b * n + j + AHEAD, flat.size - 1)])
-            i, a = ids[b, j], to_candidate[b, j] * scale
+            i, a = np.uint64(ids[b, j]), to_candidate[b, j] * scale
             total[i] += to_length[b, j] * scale
-            row = to_trained[i]
-            for k in range(d - start):
-                row[k] += a * tail[k]
+            for k in range(columns):
+                to_trained[i, k] += a * tail[k]
     for i in range(len(trained)):
-        if total[i] != 0:
-            row, learned, s = to_trained[i], trained[i], total[i]
-            for k in range(d - start):
-                row[k] -= s * learned[k]
+        s = total[i]
+        if s != 0:
+            for k in range(columns):
+                to_trained[i, k] -= s * trained[i, k]
             if len(frozen):
-                language = frozen[i, start:]
-                for k in range(d - start):
-                    row[k] -= s * language[k]
+                for k in range(columns):
+                    to_trained[i, k] -= s * frozen[i, np.uint64(d - columns + k)]
 
 
 class InfoNCE(torch.autograd.Function):

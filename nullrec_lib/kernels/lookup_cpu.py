@@ -16,7 +16,7 @@ EMPTY = np.zeros((0, 0), np.float32)
 @compiled()
 def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out):
     B, L, d = out.shape
-    start = d - trained.shape[1]
+    n = trained.shape[1]
     flat = ids.ravel()
     for b in range(B):
         for t in range(L):
@@ -25,52 +25,49 @@ def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out
                 prefetch(trained, ahead)
                 if len(frozen):
                     prefetch(frozen, ahead)
-            i, row, position = ids[b, t], out[b, t], positions[t]
-            if i >= size:
-                row[:] = 0
-                continue
-            learned, tail = trained[i], row[start:]
-            if len(frozen):
-                language = frozen[i]
+            if ids[b, t] >= size:
                 for k in range(d):
-                    row[k] = language[k] + position[k]
-                for k in range(d - start):
-                    tail[k] += learned[k]
+                    out[b, t, k] = 0
+                continue
+            i = np.uint64(ids[b, t])
+            if len(frozen):
+                for k in range(d):
+                    out[b, t, k] = frozen[i, k] + positions[t, k]
+                for k in range(n):
+                    out[b, t, np.uint64(d - n + k)] += trained[i, k]
             else:
                 for k in range(d):
-                    row[k] = learned[k] + position[k]
+                    out[b, t, k] = trained[i, k] + positions[t, k]
             if limit:
                 place = (b * L + t) * d
                 for k in range(d):
-                    row[k] = row[k] * scale if keeps(place + k, low, high, limit) else np.float32(0)
+                    out[b, t, k] = out[b, t, k] * scale if keeps(place + k, low, high, limit) else np.float32(0)
 
 
 @compiled()
 def _backward(gradient, size, ids, low, high, limit, scale, to_trained, to_positions):
     B, L, d = gradient.shape
-    start = d - to_trained.shape[1]
+    n = to_trained.shape[1]
     flat, row = ids.ravel(), np.empty(d, np.float32)
     for b in range(B):
         for t in range(L):
             ahead = flat[min(b * L + t + AHEAD, flat.size - 1)]
             if ahead < size:
                 prefetch(to_trained, ahead)
-            i = ids[b, t]
-            if i >= size:
+            if ids[b, t] >= size:
                 continue
-            told = gradient[b, t]
+            i = np.uint64(ids[b, t])
             if limit:
                 place = (b * L + t) * d
                 for k in range(d):
-                    row[k] = told[k] * scale if keeps(place + k, low, high, limit) else np.float32(0)
+                    row[k] = gradient[b, t, k] * scale if keeps(place + k, low, high, limit) else np.float32(0)
             else:
                 for k in range(d):
-                    row[k] = told[k]
-            position, learned, tail = to_positions[t], to_trained[i], row[start:]
+                    row[k] = gradient[b, t, k]
             for k in range(d):
-                position[k] += row[k]
-            for k in range(d - start):
-                learned[k] += tail[k]
+                to_positions[t, k] += row[k]
+            for k in range(n):
+                to_trained[i, k] += row[np.uint64(d - n + k)]
 
 
 class Lookup(torch.autograd.Function):
