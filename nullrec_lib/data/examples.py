@@ -39,8 +39,9 @@ class Batch(NamedTuple):
     """The same histories, or as much of them as stands together, for a model that reads them in one pass."""
 
 
-AT_ONCE = 16
-"""Batches that training makes together: on a CPU, making one takes many small operations, each dearer than its numbers."""
+AT_ONCE = 4096
+"""Examples that training makes at a time, as some whole batches: on a CPU, making one takes many small operations, each
+dearer than its numbers."""
 
 
 class Examples:
@@ -95,11 +96,11 @@ class Examples:
                 yield index, count
 
     def batches(self, size: int, together: bool = False) -> Iterator[Batch]:
-        """The batches of `shuffled`, `AT_ONCE` of them made at a time where examples come one by one."""
+        """The batches of `shuffled`; where examples come one by one, `AT_ONCE` of them are made at a time, or one batch."""
         if together:
             yield from (self.batch(index, count) for index, count in self.shuffled(size, together))
             return
-        for index, _ in self.shuffled(AT_ONCE * size):
+        for index, _ in self.shuffled(max(1, AT_ONCE // size) * size):
             whole = self.batch(index)
             parts = zip(*(rows.split(size) for rows in (*whole[:4], *whole.context.values())))
             yield from (Batch(*part[:4], dict(zip(whole.context, part[4:]))) for part in parts)

@@ -106,6 +106,8 @@ def _forward(trained, frozen, lengths, states, ids, temperature, losses, to_stat
             ahead = flat[min(b * n + j + AHEAD, flat.size - 1)]
             prefetch(trained, ahead)
             i = np.uint64(ids[b, j])
+            if i >= np.uint64(len(trained)):
+                raise IndexError("ids: a candidate is no row of the table.")
             if len(frozen):
                 prefetch(frozen, ahead)
                 _join(frozen, trained, i, joined, j)

@@ -127,6 +127,7 @@ def lookup(
 
     Raises:
         InputError: more tokens than positions, or positions of another width than the table.
+        IndexError: a negative id, on a CPU.
     """
     if ids.shape[1] > len(positions) or positions.shape[1] != table.width:
         shape = tuple(positions.shape)

@@ -29,6 +29,8 @@ def _forward(trained, frozen, size, ids, positions, low, high, limit, scale, out
                 for k in range(d):
                     out[b, t, k] = 0
                 continue
+            if ids[b, t] < 0:
+                raise IndexError("ids: a negative number is no row of the table.")
             i = np.uint64(ids[b, t])
             if len(frozen):
                 for k in range(d):

@@ -147,3 +147,15 @@ def test_compiles(kernel, d, n, tmp_path, monkeypatch):
         made = compile_kernel(gpu.items_kernel, ("batch", "count"), tmp_path, d=d, n=n, ROWS=16, COLUMNS=n, **part)
     made.check()
     assert made.registers <= 128, made.registers  # four programs of 128 threads at a time on a multiprocessor
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("items", [2, 40])  # rows that are joined before, and as they are met
+@pytest.mark.parametrize("wrong", [-1, 41])
+def test_a_candidate_that_is_no_row_is_refused(wrong, items, frozen):
+    """A fast loop that reads on would take whatever is in memory there."""
+    ids = torch.zeros(3, 7, dtype=torch.int64)
+    ids[2, 6] = wrong
+    table = Table(torch.randn(items + 1, 4), torch.randn(items + 1, 8) if frozen else None, items + 1)
+    with pytest.raises(IndexError, match="no row of the table"):
+        infonce(table, torch.randn(3, table.width), ids, 0.1, impl="cpu")

@@ -149,3 +149,12 @@ def test_compiles(kernel, d, n, tmp_path, monkeypatch):
         made = compile_kernel(gpu.items_kernel, ("size",), tmp_path, d=d, n=n, DROP=True, ROWS=16, COLUMNS=n)
     made.check()
     assert made.registers <= 128, made.registers  # four programs of 128 threads at a time on a multiprocessor
+
+
+@pytest.mark.parametrize("impl", ["naive", "cpu"])
+@pytest.mark.parametrize("reading", ["lookup", "read"])
+def test_a_negative_id_is_refused(impl, reading):
+    """It is nobody's last row, as it would be in NumPy."""
+    table, ids = Table(torch.randn(5, 3), torch.randn(5, 4), 4), torch.tensor([[0, 3], [-1, 2]])
+    with pytest.raises(IndexError):
+        lookup(table, ids, torch.zeros(2, 4), impl=impl) if reading == "lookup" else read(table, ids, impl)
