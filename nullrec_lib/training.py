@@ -136,7 +136,7 @@ class Optimiser:
         self.moments = [(torch.zeros_like(row), torch.zeros_like(row)) for row in self.rows]
         self.dense = [p for p in model.parameters() if p.requires_grad and all(p is not row for row in self.rows)]
         self.taken = torch.zeros(len(self.dense), device=self.dense[0].device if self.dense else "cpu")
-        self.told: list[int] = []
+        self.told, self.one_more = [], torch.zeros_like(self.taken)
         self.state = [{"step": taken, "exp_avg": torch.zeros_like(p.detach()), "exp_avg_sq": torch.zeros_like(p.detach())}
                       for p, taken in zip(self.dense, self.taken)]
 
@@ -151,9 +151,9 @@ class Optimiser:
         means, squares, steps = ([self.state[index][name] for index in told] for name in names)
         if told:
             parameters = [self.dense[index] for index in told]
-            if told != self.told:  # hardly ever, and a GPU is not told in every step
-                self.told, self.one_more = told, torch.zeros_like(self.taken)
-                self.one_more[told] = 1
+            if told != self.told:  # hardly ever, so that a GPU need not be sent it in every step
+                self.told = told
+                self.one_more.zero_()[told] = 1
             self.taken += self.one_more
             torch._fused_adam_(parameters, [parameter.grad for parameter in parameters], means, squares, [], steps,
                                amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=self.lr, weight_decay=0.0, eps=EPSILON,

@@ -224,7 +224,10 @@ def _rank(case: Prepared) -> None:
 
 
 def step_profile(name: str, case: Prepared, device: str, steps: int = 5, top: int = 10) -> list[dict[str, Any]]:
-    """The operations in which our training steps spend most time, longest first: seconds per step and their share."""
+    """The operations in which our training steps spend most time, longest first: seconds per step and their share.
+
+    Without what is made once for many steps, such as the batches.
+    """
     ours = Ours(case.model, case.train, case.spec.batch_size, case.spec.lr)
     ours.step()
     # Kineto is for GPUs; on a CPU the older profiler says the same and nothing on stderr.

@@ -33,7 +33,7 @@ def infonce(table: Table, states: Tensor, ids: Tensor, temperature: float, impl:
 
     Raises:
         InputError: states of another width than the table.
-        IndexError: an id that is no row of the table, on a CPU.
+        IndexError: an id that is no row of the table, on a CPU; `naive` refuses negative ids alone.
     """
     if states.shape[1] != table.width:
         raise InputError(f"states: width {states.shape[1]} is not the table's {table.width}.")
