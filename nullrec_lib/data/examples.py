@@ -102,8 +102,9 @@ class Examples:
             return
         for index, _ in self.shuffled(max(1, AT_ONCE // size) * size):
             whole = self.batch(index)
-            parts = zip(*(rows.split(size) for rows in (*whole[:4], *whole.context.values())))
-            yield from (Batch(*part[:4], dict(zip(whole.context, part[4:]))) for part in parts)
+            rows = (whole.history, whole.target, whole.user, whole.example, *whole.context.values())
+            for history, target, user, example, *context in zip(*(tensor.split(size) for tensor in rows)):
+                yield Batch(history, target, user, example, dict(zip(whole.context, context)))
 
     @cached_property
     def window(self) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,9 @@ They run on one thread. Products run on as many as torch has, but at the sizes o
 more than it gives, and two runs side by side use two cores better than one run does.
 
 Look-up and InfoNCE index rows, `table[i, k]`, where they could name a view of one, `row = table[i]`: Numba counts the
-references of a view with locked instructions wherever it cannot show that this is needless (in the other kernels it can),
-and in a loop over rows that costs as much as the rows do. An index that is neither a loop's variable nor plainly above 0 is
-made unsigned, or every use of it asks whether it is negative and counts from the end.
+references of a view with locked instructions wherever it cannot show that this is needless, and in look-up that costs as
+much as the rows do (in attention and row-wise Adam next to nothing). An index that is neither a loop's variable nor plainly
+above 0 is made unsigned, or every use of it asks whether it is negative and counts from the end.
 """
 
 from __future__ import annotations
