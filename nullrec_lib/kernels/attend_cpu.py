@@ -54,10 +54,12 @@ def forward(queries, x, mask, scale, low, high, limit, factor, pooled, sums, wei
         for h in range(H):
             w, out, own = weights[b, h], pooled[b, h], scores[h * count : h * count + count]
             w[:], out[:], total, summed = 0, 0, np.float32(0), np.float32(0)
-            for t in range(first, end):
-                if some and not mask[b, t]:
-                    own[t - first] = 0
-                total += own[t - first]
+            if some:
+                for t in range(first, end):
+                    if not mask[b, t]:
+                        own[t - first] = 0
+            for j in range(count):
+                total += own[j]
             share = np.float32(1) / total
             for t in range(first, end):
                 a = own[t - first] * share

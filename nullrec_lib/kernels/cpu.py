@@ -48,7 +48,12 @@ def compiled(**options) -> Callable:
 
 
 FAST = {"reassoc", "contract", "nsz"}
-"""Option `fastmath` of kernels that add up: sums may be reordered; infinities and NaN keep their meaning."""
+"""Option `fastmath` of kernels that add up: sums may be reordered; infinities and NaN keep their meaning.
+
+An innermost loop then adds up or writes arrays, never both. The compiler makes a loop that writes twice, with vectors and
+without, and takes the second where arrays lie so near to each other that they might overlap: a sum in it would change its
+order, and so its last bits, with the addresses of the day.
+"""
 
 AHEAD = 6
 """Rows between a fetch and its use: a table's rows are read in random order, which no hardware foresees."""

@@ -136,10 +136,12 @@ def _forward(trained, frozen, lengths, states, ids, temperature, losses, to_stat
         for j in range(n):
             g = shares[j] / total
             g = (g - np.float32(1) if j == 0 else g) / temperature
+            shares[j] = g
             factors[j] = g * inverse[j] * of_q
             to_candidate[b, j] = factors[j]
             to_length[b, j] *= g * cosines[j]
-            along += g * cosines[j]
+        for j in range(n):
+            along += shares[j] * cosines[j]
         if len(frozen):
             _sum(joined, places, factors, own)
         else:

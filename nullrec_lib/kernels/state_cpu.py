@@ -28,11 +28,10 @@ def _norm(row, hat, gain, bias, out):
         mean += row[k]
     mean /= np.float32(d)
     for k in range(d):
-        hat[k] = row[k] - mean
-        square += hat[k] * hat[k]
+        square += (row[k] - mean) * (row[k] - mean)
     inverse = np.float32(1) / np.sqrt(square / np.float32(d) + _EPSILON)
     for k in range(d):
-        hat[k] *= inverse
+        hat[k] = (row[k] - mean) * inverse
         out[k] = hat[k] * gain[k] + bias[k]
     return inverse
 
@@ -46,6 +45,7 @@ def _norm_gradient(told, hat, gain, inverse, to_gain, to_bias, to_row):
         to_gain[k] += told[k] * hat[k]
         to_bias[k] += told[k]
         to_row[k] = told[k] * gain[k]
+    for k in range(d):
         mean += to_row[k]
         along += to_row[k] * hat[k]
     mean, along = mean / np.float32(d), along / np.float32(d)
@@ -141,6 +141,7 @@ def _inner_gradients(told, hat, inverse, sums, offset, gain, to_gain, to_bias, t
             own, shift, to_shift, weight, along = row[part], offset[part], to_offset[part], sums[b, h], np.float32(0)
             for k in range(size):
                 along += own[k] * shift[k]
+            for k in range(size):
                 to_shift[k] += own[k] * weight
             to_sums[b, h] = along
 
