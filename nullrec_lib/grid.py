@@ -26,7 +26,7 @@ from nullrec_lib.spec import Spec
 VARY = ("data", "split", "backbone", "method", "seed", "lr")
 """Fields that may be lists. Each data × split × backbone is a table, each method a row of it."""
 
-COMMON = {"data", "clock", "core", "keep", "split", "min_history", "split_seed", "tail_user", "tail_item", "backbone", "seed",
+COMMON = {"data", "clock", "clean", "missing_text", "core", "keep", "split", "min_history", "split_seed", "tail_user", "tail_item", "backbone", "seed",
           "lr", "epochs", "patience", "select"}
 """Fields that no row may have of its own: rows of a table share data, groups, seeds and budget."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nullrec_lib.data.interactions import Dataset, core, cut
 from nullrec_lib.data.splits import Split, split
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker
-from nullrec_lib.language.encoder import embed_items, identity
+from nullrec_lib.language.encoder import DEFAULT, GIVEN, embed_items, identity
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.methods.method import Material
 from nullrec_lib.profiles import vectors
@@ -58,14 +58,17 @@ def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
         InputError: the profiles are of other data or another split, or by another encoder.
     """
     found = vectors.load(Path(spec.profiles))
+    refuse_old(spec.profiles, found.about)
+    if found.about["items_fingerprint"] != dataset.items_fingerprint():
+        raise InputError(f"profiles: those in {spec.profiles} are of other items, or of other texts of theirs, than "
+                         f"{spec.data} has; build profiles of these data.")
     if found.about["split_fingerprint"] != parts.fingerprint():
         raise InputError(f"profiles: those in {spec.profiles} were built for another split or other data "
                          f"({found.about['data']}, {found.about['split']}); they may know what is held out here.")
     if found.about["encoder"] != spec.encoder:
         raise InputError(f"profiles: those in {spec.profiles} are embedded by {found.about['encoder']}, and the "
                          f"encoder is {spec.encoder}; give one for both.")
-    refuse_old(spec.profiles, found.about)
-    if found.about.get("ids_fingerprint", dataset.ids_fingerprint()) != dataset.ids_fingerprint():
+    if found.about["ids_fingerprint"] != dataset.ids_fingerprint():
         raise InputError(f"profiles: those in {spec.profiles} are of users with other ids than {spec.data} has now.")
     texts = embed_items(dataset.items, spec.encoder, given=dataset.embeddings, template=spec.template)
     rows = vectors.item_rows(found, list(dataset.items["item_id"]), texts)
@@ -78,8 +81,18 @@ def _with_profiles(spec: Spec, dataset: Dataset, parts: Split) -> Prepared:
     return Prepared(dataset, parts, (rows * scale).astype(np.float32), users)
 
 
+def resolved(spec: Spec) -> Spec:
+    """The spec with `encoder=given` where no encoder is named, the data hold no text and bring one kind of embeddings:
+    what its run is stored as."""
+    if spec.encoder != DEFAULT or not spec.reads_language:
+        return spec
+    dataset = _dataset(*_source(spec))
+    return replace(spec, encoder=GIVEN) if len(dataset.embeddings) == 1 and not dataset.has_text().any() else spec
+
+
 def _source(spec: Spec) -> tuple:
-    return spec.data, spec.clock, _changed(spec.data), spec.core
+    reading = data.Reading(spec.clock, spec.clean is not False, spec.missing_text or "mean")
+    return spec.data, reading, _changed(spec.data), spec.core
 
 
 def _changed(name: str) -> tuple:
@@ -94,13 +107,13 @@ def _changed(name: str) -> tuple:
 
 
 @lru_cache(maxsize=2)
-def _dataset(name, clock, changed, at_least) -> Dataset:
-    return core(data.load(name, clock), at_least)
+def _dataset(name, reading, changed, at_least) -> Dataset:
+    return core(data.load(name, **asdict(reading)), at_least)
 
 
 @lru_cache(maxsize=2)
-def _interactions(name, clock, changed, at_least, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
-    dataset = cut(_dataset(name, clock, changed, at_least), keep)
+def _interactions(name, reading, changed, at_least, keep, protocol, min_history, split_seed) -> tuple[Dataset, Split]:
+    dataset = cut(_dataset(name, reading, changed, at_least), keep)
     return dataset, split(dataset, protocol, min_history, split_seed)
 
 
@@ -111,8 +124,8 @@ def _fingerprint(*cut_and_split) -> str:
 
 
 @lru_cache(maxsize=2)
-def _embeddings(name, clock, changed, at_least, encoder, encoder_identity, template, scale) -> np.ndarray:
-    dataset = _dataset(name, clock, changed, at_least)
+def _embeddings(name, reading, changed, at_least, encoder, encoder_identity, template, scale) -> np.ndarray:
+    dataset = _dataset(name, reading, changed, at_least)
     unit = embed_items(dataset.items, encoder, given=dataset.embeddings, template=template)
     return (unit * (np.sqrt(unit.shape[1]) if scale is None else scale)).astype(np.float32)
 

@@ -20,7 +20,7 @@ from nullrec_lib.methods import METHODS, ONLY, RULES, runs_on
 from nullrec_lib.profiles.vectors import identity as profiles_identity
 from nullrec_lib.training import fit
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Part of every run's key: raised with each change that moves numbers by more than rounding, so that old results are not
 taken for new."""
 
@@ -35,6 +35,8 @@ class Spec:
     # data
     data: str = "shop"  # a name or a folder, see data.load
     clock: str = "auto"  # auto | time | position: what timestamps are
+    clean: bool | None = None  # markup and entities are taken out of item texts; None is true
+    missing_text: str | None = None  # refuse: no item may lack a text; None gives it the others' mean language vector
     core: int | None = None  # users and items with fewer interactions are filtered out, over and over
     keep: str | None = None  # first:N | last:N interactions per user, after that
     split: str = "cold-start"  # cold-start | leave-one-out | given: by data that bring their own
@@ -98,7 +100,8 @@ class Spec:
         for f in fields(self):  # scale=40 and scale=40.0 are one run
             if "float" in f.type and isinstance(getattr(self, f.name), int):
                 object.__setattr__(self, f.name, float(getattr(self, f.name)))
-        for name, default in (("template", TEMPLATE), ("freeze", True)):  # and None is what None means
+        meant = {"template": TEMPLATE, "freeze": True, "clean": True, "missing_text": "mean"}
+        for name, default in meant.items():  # and None is what None means
             if getattr(self, name) == default and type(getattr(self, name)) is type(default):
                 object.__setattr__(self, name, None)
         hints = typing.get_type_hints(Spec)
@@ -108,7 +111,7 @@ class Spec:
                 raise InputError(f"{name}: {value!r} is not of type {getattr(hints[name], '__name__', hints[name])}.")
         choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS),
                    "split": list(SPLITS), "clock": list(data.CLOCKS), "precision": [None, "bf16"],
-                   "prefixes": [None, "together"]}
+                   "prefixes": [None, "together"], "missing_text": [None, *data.MISSING_TEXT]}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(one or "none") for one in allowed)
@@ -143,7 +146,7 @@ class Spec:
 
     def read(self) -> set[str]:
         """Names of the fields that can change this spec's result."""
-        names = {"data", "split", "history_length", "tail_user", "tail_item", "method"}
+        names = {"data", "clean", "missing_text", "split", "history_length", "tail_user", "tail_item", "method"}
         names |= set() if self.split == "given" else WHOLE_USERS
         if self.reads_language:
             names |= {"encoder", "scale", "template", "profiles"}
@@ -171,9 +174,6 @@ class Spec:
         content |= {"data": fingerprint, "version": RESULTS_VERSION}
         if "encoder" in content:
             content["encoder"] = identity(self.encoder)
-        if self.shuffle_profiles is not None or 0 in (self.threshold, self.relative_threshold):
-            # What these give has changed since the version began; a new one would rename every other run too.
-            content["made"] = 2
         if "profiles" in content:
             content["profiles"] = profiles_identity(self.profiles)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

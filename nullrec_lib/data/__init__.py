@@ -8,24 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from nullrec_lib.data.formats import alphafuse, amazon, llmesr, movielens, recbole, yelp
-from nullrec_lib.data.interactions import CLOCKS, Dataset, assemble, core, cut
+from nullrec_lib.data.interactions import Dataset, assemble, core, cut
+from nullrec_lib.data.source import MISSING_TEXT, Reading, Source, fits
+from nullrec_lib.data.times import CLOCKS
 from nullrec_lib.errors import InputError
 
-__all__ = ["CLOCKS", "FORMATS", "SHOPS", "Dataset", "assemble", "core", "cut", "load", "locate"]
+__all__ = ["CLOCKS", "FORMATS", "MISSING_TEXT", "SHOPS", "Dataset", "Reading", "assemble", "core", "cut", "load", "locate"]
 
-# A further format is one file under formats/ and one line here: its name, the files that no other layout has, and
-# its reader `read(folder, clock) -> Dataset`. The first layout with a match reads the folder.
+# A further format is one file under formats/ and one line here: its name, the files that no other layout has (`*` stands
+# for anything), and its reader `read(source)`, which hands over what it finds. The first layout with a match reads.
 FORMATS = {
-    "RecBole atomic files": ("*.inter", recbole.read),
-    "AlphaFuse examples": ("train_data.df", alphafuse.read),
-    "LLM-ESR sequences": ("inter.txt", llmesr.read),
-    "Amazon Reviews 2023": ("meta_*.jsonl*", amazon.read_2023),
-    "Amazon Reviews 2014": ("reviews_*.json*", amazon.read_2014),
-    "Yelp Open Dataset": (yelp.REVIEWS, yelp.read),
-    "MovieLens 100K": ("u.data", movielens.read_100k),
-    "MovieLens 1M or 10M": ("ratings.dat", movielens.read_1m),
-    "MovieLens 20M or later": ("ratings.csv", movielens.read_csv),
-}
+    "RecBole atomic files": (("*.inter",), recbole.read),
+    "AlphaFuse examples": (("train_data.df",), alphafuse.read),
+    "LLM-ESR sequences": (("inter.txt",), llmesr.read),
+    "Amazon Reviews 2023": (("meta_*.jsonl", "meta_*.jsonl.gz"), amazon.read_2023),
+    "Amazon Reviews 2014 or 2018": (
+        ("meta_*.json", "meta_*.json.gz", "reviews_*.json", "reviews_*.json.gz"), amazon.read_2014),
+    "Yelp Open Dataset": ((yelp.REVIEWS, f"{yelp.REVIEWS}.gz"), yelp.read),
+    "MovieLens 100K": (("u.data",), movielens.read_100k),
+    "MovieLens 1M or 10M": (("ratings.dat",), movielens.read_1m),
+    "MovieLens 20M or later": (("ratings.csv",), movielens.read_csv),
+}  # fmt: skip
 
 # Generated sets, by name: the arguments of `shop.generate`.
 SHOPS = {
@@ -39,34 +42,41 @@ SHOPS = {
 }
 
 
-def load(data: str | Path, clock: str = "auto") -> Dataset:
+def load(data: str | Path, clock: str = "auto", clean: bool = True, missing_text: str = "mean") -> Dataset:
     """The data set called `data`: a generated one, a folder, or a folder of that name under $NULLREC_DATA.
 
     Args:
         data: looked up in that order; write `./shop` for a folder that has a generated set's name.
-        clock: `auto`, `time` or `position`, see `assemble`.
+        clock, clean, missing_text: see `source.Reading`; generated sets read the clock alone.
 
     Raises:
         InputError: there is no such data set (says where it was looked for and what there is), no reader
-            knows the folder or it is a file, its files are wrong (file, line, column), or the clock is unknown.
+            knows the folder or it is a file, its files are wrong (file, line, column), or an argument is.
     """
-    if clock not in CLOCKS:
-        raise InputError(f"clock: {clock!r} is not one of {', '.join(CLOCKS)}.")
+    reading = Reading(clock, clean, missing_text)
     if data in SHOPS:
         from nullrec_lib.data import shop  # here, since reading files needs no generator
 
         dataset = shop.generate(**SHOPS[data])
         return dataset if clock == "auto" else replace(dataset, clock=clock)
 
-    folder = locate(data)
-    if folder.is_file():
-        raise InputError(f"{folder}: this is a file, give the folder that holds it.")
-    for layout, (pattern, read) in FORMATS.items():
-        if found := sorted(path.name for path in folder.glob(pattern)):
-            dataset = read(folder, clock)
-            return replace(dataset, notes=(f"Recognised: {layout} ({', '.join(found)}).", *dataset.notes))
-    known = ", ".join(f"{pattern} ({layout})" for layout, (pattern, _) in FORMATS.items())
-    raise InputError(f"{folder}: no reader knows this folder, it has none of {known}.")
+    source = Source(locate(data), reading)
+    layout, names = _layout(source.folder)
+    if layout is None:
+        known = ", ".join(f"{patterns[0]} ({name})" for name, (patterns, _) in FORMATS.items())
+        raise InputError(f"{source.folder}: no reader knows this folder, it has none of {known}.")
+    source.note(f"Recognised: {layout} ({', '.join(names)}).")
+    FORMATS[layout][1](source)
+    return source.dataset()
+
+
+def _layout(folder: Path) -> tuple[str | None, list[str]]:
+    """The layout of a folder, and the files that it is recognised by."""
+    there = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for layout, (patterns, _) in FORMATS.items():
+        if names := [name for name in there if fits(name, patterns)]:
+            return layout, names
+    return None, []
 
 
 def locate(data: str | Path) -> Path:
@@ -89,8 +99,9 @@ def _not_found(data: str, home: str) -> str:
     if not home:
         under, there = "NULLREC_DATA, which may name a folder of data sets, is not set", []
     else:
-        folders = Path(home).expanduser().glob("*/")
-        there = sorted(path.name for path in folders if any(any(path.glob(known)) for known, _ in FORMATS.values()))
+        home_folder = Path(home).expanduser()
+        folders = [path for path in home_folder.iterdir() if path.is_dir()] if home_folder.is_dir() else []
+        there = sorted(path.name for path in folders if _layout(path)[0])
         under = f"under NULLREC_DATA={home} there is {', '.join(there) or 'no data set'}"
     close = difflib.get_close_matches(data, [*SHOPS, *there], n=1)
     hint = f"; the closest name is {close[0]}" if close else ""

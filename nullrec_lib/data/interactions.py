@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nullrec_lib.data.times import interpret
 from nullrec_lib.errors import InputError
-
-CLOCKS = ("auto", "time", "position")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +77,15 @@ class Dataset:
             digest.update(json.dumps([name, rows.shape]).encode() + np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()[:16]
 
+    def items_fingerprint(self) -> str:
+        """16 hex digits over the items' ids and texts in their order: what profiles and embeddings of items are made of."""
+        texts = self.items[["item_id", "title", "description"]].to_numpy(object).tolist()
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+    def has_text(self) -> np.ndarray:
+        """(N,) bool: items with a title or a description."""
+        return ((self.items["title"] != "") | (self.items["description"] != "")).to_numpy()
+
     def ids_fingerprint(self) -> str:
         """16 hex digits over the users' ids in their order, which no run reads but profiles are found by."""
         return hashlib.sha256(json.dumps(list(map(str, self.user_ids))).encode()).hexdigest()[:16]
@@ -117,55 +125,44 @@ def assemble(
     clock: str = "auto",
     notes: tuple[str, ...] = (),
     truth: Any = None,
+    unit: str = "seconds",
 ) -> Dataset:
     """Build a `Dataset` from frames that still carry the source's ids.
 
     Args:
         items: columns `item_id`, `title`, `description` (str, unique `item_id`).
         interactions: columns `user_id`, `item_id` (str) and `timestamp` (float, finite), in source order.
-        clock: `auto` recognises timestamps that only count each user's interactions, from 0, 1 or another number on,
-            or are all one, as positions (they are not times); `time` or `position` overrides.
+        clock: `time` or `position`, or `auto`: see `times.interpret`.
+        unit: of timestamps by the source's layout, one of `times.UNITS`.
 
     Raises:
         InputError: unknown clock, no rows, an item twice in the catalogue or missing from it, or a timestamp
             that is not finite.
             Readers check the same with file and line; this is the last line of defence.
     """
-    if clock not in CLOCKS:
-        raise InputError(f"clock: {clock!r} is not one of {', '.join(CLOCKS)}.")
     if items.empty or interactions.empty:
         raise InputError(f"{name}: there are no {'items' if items.empty else 'interactions'}.")
     if (again := items["item_id"].duplicated()).any():
         raise InputError(f"{name}: item {items['item_id'][again].iloc[0]!r} is in the catalogue twice.")
-    if not np.isfinite(interactions["timestamp"].to_numpy(np.float64)).all():
+    values = interactions["timestamp"].to_numpy(np.float64)
+    if not np.isfinite(values).all():
         raise InputError(f"{name}: a timestamp is not a finite number.")
     item_code = pd.Index(items["item_id"]).get_indexer(interactions["item_id"])
     if (item_code < 0).any():
         missing = interactions["item_id"].iloc[int(np.argmax(item_code < 0))]
         raise InputError(f"{name}: item {missing!r} has an interaction but is not in the catalogue.")
     user_code, user_ids = pd.factorize(interactions["user_id"])
+    values, clock, more = interpret(values, user_code, unit, clock)
     frame = pd.DataFrame({
-        "user": user_code.astype(np.int64),
-        "item": item_code.astype(np.int64),
-        "timestamp": interactions["timestamp"].to_numpy(np.float64),
+        "user": user_code.astype(np.int64), "item": item_code.astype(np.int64), "timestamp": values,
     }).sort_values(["user", "timestamp"], kind="stable", ignore_index=True)
-
-    if clock == "auto":
-        first, position = frame["timestamp"].iloc[0], frame.groupby("user").cumcount()
-        counted, constant = (frame["timestamp"] == first + position).all(), (frame["timestamp"] == first).all()
-        clock = "position" if counted or constant else "time"
-        if clock == "position":
-            what = f"{first:g} for every interaction" if constant else (
-                "0…n-1 for every user" if first == 0 else f"{first:g} and up, in ones, for every user")
-            notes += (f"The timestamps are {what}: positions, not times; a cold-start split shuffles users by its seed "
-                      "(clock=time overrides).",)
     return Dataset(
         name=name,
         items=items[["item_id", "title", "description"]].reset_index(drop=True),
         interactions=frame,
         user_ids=np.asarray(user_ids, dtype=object),
         clock=clock,
-        notes=notes,
+        notes=(*notes, *more),
         truth=truth,
     )
 

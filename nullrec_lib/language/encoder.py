@@ -140,7 +140,8 @@ def embed_items(
     given: dict[str, np.ndarray] | None = None,
     template: str | None = None,
 ) -> np.ndarray:
-    """(N, d_l) float32 unit-norm embeddings of a catalogue, computed once and then read from the cache.
+    """(N, d_l) float32 embeddings of a catalogue, computed once and then read from the cache: of unit norm, but for items
+    without any text, which have the mean of the others'.
 
     Args:
         items: columns `item_id`, `title`, `description`; row i = item id i.
@@ -148,20 +149,22 @@ def embed_items(
             `server:URL#MODEL`, one that is asked; a .safetensors file in this cache's format, made elsewhere, with its
             JSON beside it; or `given`, `given:NAME`. Rows are brought to unit norm.
         cache: folder; default $NULLREC_CACHE or ~/.cache/nullrec.
-        given: `Dataset.embeddings`, what came with the data.
+        given: `Dataset.embeddings`, what came with the data; taken for the default encoder too where no item has a text.
         template: of the item texts, see `item_texts`.
 
     Raises:
         InputError: the encoder cannot be found or fails, there is no text for it, stored embeddings do not belong to
             these items, or a template is given for embeddings that are made already.
     """
+    if encoder == DEFAULT and template is None and given and len(given) == 1 and not any(item_texts(items)):
+        encoder = GIVEN
     if template is not None and (_is_given(encoder) or _is_file(encoder)):
         raise InputError(f"template: the embeddings in {encoder} are made already; leave one of the two out.")
     if _is_given(encoder):
         return unit(*_given(given or {}, encoder))
     ids = list(items["item_id"])
     if _is_file(encoder):
-        return _read(Path(encoder), ids)
+        return _read(Path(encoder), ids, items)
     texts = item_texts(items, template)
     if not any(texts):
         use = f"use encoder={GIVEN}, the embeddings that came with the data" if given else "give .safetensors instead"
@@ -171,36 +174,63 @@ def embed_items(
         "encoder": encoder,
         **made.made_by,
         "template": TEMPLATE if template is None else template,
-        "text_sha256": hashlib.sha256("\x1f".join(texts).encode()).hexdigest(),
+        "text_sha256": _sha256(texts),
         "item_ids": ids,
     }
     made_by = {name: value for name, value in record.items() if name != "encoder"}  # a path is not what made it
     path = (cache or cache_folder()) / "embeddings" / f"{digest(made_by)[:16]}.safetensors"
+    bare = np.array([not text for text in texts])
     if not (path.exists() and path.with_suffix(".json").exists()):
-        rows, spent = _kept(texts, encoder, cache) if made.dear else (encode(texts, encoder), {})
+        some = [text for text in texts if text]
+        rows, spent = _kept(some, encoder, cache) if made.dear else (encode(some, encoder), {})
+        rows = _with_means(rows, bare)
         write_tensors(path, {"embeddings": torch.from_numpy(rows)})
         write_json(path.with_suffix(".json"), record | spent | {"shape": list(rows.shape)})
-    return _read(path, ids)
+    rows = _read(path, ids)
+    return _with_means(rows[~bare], bare) if bare.any() else rows
 
 
-def _read(path: Path, ids: list[str]) -> np.ndarray:
-    """Embeddings whose JSON lists exactly `ids` in this order: a mismatch is an error, never a zero row."""
+def _sha256(texts: list[str]) -> str:
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()
+
+
+def _with_means(rows: np.ndarray, bare: np.ndarray) -> np.ndarray:
+    """(N, d) from the rows of those that are not `bare` (N,) bool; these get the mean, which says nothing of an item."""
+    whole = np.empty((len(bare), rows.shape[1]), np.float32)
+    whole[~bare] = rows
+    whole[bare] = rows.mean(axis=0, dtype=np.float64)
+    return whole
+
+
+def _read(path: Path, ids: list[str], items: pd.DataFrame | None = None) -> np.ndarray:
+    """Embeddings whose JSON lists exactly `ids` in this order: a mismatch is an error, never a zero row. Where the JSON
+    says of which texts, these must be the texts of `items`."""
     record_path = path.with_suffix(".json")
     if not path.exists() or not record_path.exists():
         raise InputError(f"encoder: {path} and {record_path.name} beside it must both exist.")
     try:
-        stored = json.loads(record_path.read_text(encoding="utf-8"))["item_ids"]
-        rows = load_file(path)["embeddings"].to(torch.float32).numpy()
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        stored = record["item_ids"]
+        tensor = load_file(path)["embeddings"]
+        # numpy has no bfloat16; what is wider than float32 is brought to unit norm first.
+        rows = (tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor).numpy()
     except KeyError as error:
         raise InputError(f"{path}: it must hold a tensor 'embeddings' and its JSON 'item_ids'; {error} is missing.")
     except (ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"{path}: it or its JSON is damaged ({error}); remove both to make them again.") from None
-    if stored != ids or len(rows) != len(ids):
+    if stored != ids or rows.ndim and len(rows) != len(ids):
         raise InputError(
             f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "
             "(or in another order); remove it, or make it again for this catalogue."
         )
-    return unit(rows, str(path))
+    rows = unit(rows, str(path))
+    if items is None or "text_sha256" not in record:
+        return rows
+    texts = item_texts(items, record.get("template"))
+    if record["text_sha256"] != _sha256(texts):
+        raise InputError(f"{path}: holds embeddings of other texts of these items; make them again for this catalogue.")
+    bare = np.array([not text for text in texts])
+    return _with_means(rows[~bare], bare) if bare.any() else rows
 
 
 def _kind(encoder: str) -> str:

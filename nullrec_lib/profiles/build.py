@@ -73,6 +73,7 @@ def build(
     # The writer's settings are in its revision, as far as they can change a text.
     made_of = asked | {"settings": settings, "revision": who.revision, "split_fingerprint": parts.fingerprint(),
                        "data_fingerprint": dataset.fingerprint(), "ids_fingerprint": dataset.ids_fingerprint(),
+                       "items_fingerprint": dataset.items_fingerprint(),
                        "templates": prompts.VERSION}
     with alone(out):  # two processes that share a folder agree on what is built there
         _claim(Path(out), made_of)
@@ -216,11 +217,11 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
 def refuse_old(folder: Path | str, asked: dict[str, Any]) -> None:
     """
     Raises:
-        InputError: a build of drawn users from when their held-out items had profiles too: which ones have tells of these.
+        InputError: a build by an older version, which does not say of which texts its profiles are.
     """
-    if asked.get("limit_users") is not None and "ids_fingerprint" not in asked:
-        raise InputError(f"{folder}: which items have a profile there depends on held-out interactions, as it did in older "
-                         "builds of drawn users; build in another folder.")
+    if "items_fingerprint" not in asked:
+        raise InputError(f"{folder}: its profiles do not say of which items they are, as those of older versions; build them "
+                         "again in another folder.")
 
 
 def export(folder: Path) -> Iterator[str]:

@@ -115,8 +115,18 @@ def _read(path: Path) -> Vectors:
 
 
 def item_rows(vectors: Vectors, item_ids: list[str], texts: np.ndarray) -> np.ndarray:
-    """(N, d) the items' vectors; an item without a profile has its text's, of `texts` (N, d)."""
+    """(N, d) the items' vectors; an item without a profile has its text's, of `texts` (N, d).
+
+    Raises:
+        InputError: profiles of items that are not among `item_ids`, or vectors of another width than the texts'.
+    """
     number = {name: row for row, name in enumerate(item_ids)}
+    if unknown := [name for name in vectors.item_ids if name not in number]:
+        raise InputError(f"profiles: they are of other items than these data have, such as {unknown[0]!r:.60}; build profiles "
+                         "of these data.")
+    if len(vectors.items) and vectors.items.shape[1] != texts.shape[1]:
+        raise InputError(f"profiles: their vectors have {vectors.items.shape[1]} dimensions and those of the texts "
+                         f"{texts.shape[1]}; embed both by one encoder.")
     rows = texts.copy()
     if len(vectors.items):
         rows[[number[name] for name in vectors.item_ids]] = vectors.items

@@ -12,58 +12,50 @@ an interaction counts once where rows could be joined. (A history_length above s
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from nullrec_lib.data import pickles
-from nullrec_lib.data.interactions import Dataset, assemble
+from nullrec_lib.data.source import Source
 from nullrec_lib.errors import InputError
 
 FILES = ("train_data.df", "val_data.df", "test_data.df")
 STATISTICS = "data_statis.df"
 
 
-def read(folder: Path | str, clock: str = "auto") -> Dataset:
-    """Read a folder with the four frames and any number of `*_emb.pickle`; their stems name the embeddings.
+def read(source: Source) -> None:
+    """Read the four frames and any number of `*_emb.pickle`; their stems name the embeddings.
 
     Raises:
         InputError: a pickle asks for anything but frames and arrays, a frame has other columns, or a row or an
             embedding does not fit the statistics (file, row).
     """
-    folder = Path(folder).resolve()
+    folder = source.folder
     width, n_items = _statistics(folder / STATISTICS)
     runs: list[list[int]] = []
-    roles: list[int] = []
-    notes = []
+    parts: list[int] = []
     for part, name in enumerate(FILES, 1):
         histories, targets = _rows(folder / name, width, n_items)
         before = len(runs)
         for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
             if not (row and history == (histories[row - 1] + [targets[row - 1]])[-width:]):
                 runs.append(list(history))
-                roles += [0] * len(history)
+                parts += [0] * len(history)
             runs[-1].append(target)
-            roles.append(part)
-        notes.append(f"{name}: {len(targets):,} examples, joined to {len(runs) - before:,} sequences.")
-    lengths = [len(run) for run in runs]
-    embeddings = {}
-    for path in sorted(folder.glob("*_emb.pickle")):
-        embeddings[path.stem] = rows = pickles.matrix(path)
+            parts.append(part)
+        source.note(f"{name}: {len(targets):,} examples, joined to {len(runs) - before:,} sequences.")
+    for path in sorted(path for path in folder.iterdir() if path.name.endswith("_emb.pickle")):
+        source.embeddings[path.stem] = rows = pickles.matrix(path)
         if len(rows) != n_items:
             raise InputError(f"{path}: holds {len(rows):,} rows, but {STATISTICS} says {n_items:,} items.")
-    catalogue = pd.DataFrame({"item_id": map(str, range(n_items)), "title": "", "description": ""}, dtype=str)
-    interactions = pd.DataFrame({
-        "user_id": np.repeat(np.arange(len(runs)), lengths).astype(str),
-        "item_id": np.concatenate(runs).astype(str),
-        "timestamp": np.concatenate([np.arange(length) for length in lengths]),
-    })
-    # Positions by construction, so `assemble` need not recognise them.
-    clock = "position" if clock == "auto" else clock
-    dataset = assemble(folder.name, catalogue, interactions, clock, tuple(notes))
-    return replace(dataset, embeddings=embeddings, given=np.array(roles, dtype=np.int8))
+    source.without_text = source.without_times = True
+    source.parts = np.array(parts, dtype=np.int8)
+    for item in range(n_items):
+        source.item(str(item), folder / STATISTICS)
+    lengths = [len(run) for run in runs]
+    users = np.repeat(np.arange(len(runs)), lengths).astype(str)
+    source.events(users, np.concatenate(runs).astype(str), np.concatenate([np.arange(length) for length in lengths]))
 
 
 def _statistics(path: Path) -> tuple[int, int]:

@@ -10,47 +10,50 @@ LLM-ESR holds out each user's last two items: split=leave-one-out.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from nullrec_lib.data import pickles
-from nullrec_lib.data.formats.lines import Log, lines, one, wrong
-from nullrec_lib.data.interactions import Dataset
+from nullrec_lib.data.lines import wrong
+from nullrec_lib.data.source import Source
 
 EMBEDDINGS, IDS = "itm_emb_np.pkl", "id_map.json"
 
 
-def read(folder: Path | str, clock: str = "auto") -> Dataset:
-    """Read a folder with `inter.txt` and, where they are there, the two other files.
+def read(source: Source) -> None:
+    """Read `inter.txt` and, where they are there, the two other files.
 
     Raises:
         InputError: a line is malformed or names an item without a row of embeddings (file, line), a pickle asks
             for anything but an array, or `id_map.json` lacks an item.
     """
-    folder = Path(folder).resolve()
-    path = one(folder, "inter.txt")
-    log, lengths, largest = Log(), {}, (0, 0)
-    for number, line in lines(path):
+    folder, path = source.folder, source.file("inter.txt")
+    pairs, largest = [], (0, 0)
+    for number, line in source.lines(path):
         pair = line.split()
         if len(pair) != 2 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in pair):
             raise wrong(path, f"{line!r:.40} is not `user item` with ids from 1", number)
-        user, item = (str(int(part)) for part in pair)
-        largest = max(largest, (int(item), -number))
-        lengths[user] = lengths.get(user, 0) + 1
-        log.add(user, item, lengths[user] - 1)
-    n_items, embeddings = largest[0], {}
+        pairs.append((int(pair[0]), int(pair[1])))
+        largest = max(largest, (pairs[-1][1], -number))
+    n_items = largest[0]
     if (folder / EMBEDDINGS).is_file():
         rows = pickles.matrix(folder / EMBEDDINGS)
         if len(rows) < n_items:
             what = f"item {n_items} has no row in {EMBEDDINGS}, which ends with item {len(rows)}"
             raise wrong(path, what, -largest[1])
-        n_items, embeddings = len(rows), {Path(EMBEDDINGS).stem: rows}
+        n_items, source.embeddings = len(rows), {Path(EMBEDDINGS).stem: rows}
+    numbers = range(1, n_items + 1)
+    ids = _ids(folder / IDS, n_items) if (folder / IDS).is_file() else [str(number) for number in numbers]
 
-    name = folder.parent.name if folder.name == "handled" else folder.name
-    dataset = log.dataset(name, map(str, range(1, n_items + 1)), None, path.name, clock)
-    if (folder / IDS).is_file():
-        dataset = replace(dataset, items=dataset.items.assign(item_id=_ids(folder / IDS, n_items)))
-    return replace(dataset, embeddings=embeddings)
+    if source.name == "handled":
+        source.name = folder.resolve().parent.name
+    source.without_text = source.without_times = True
+    name_of = dict(zip(numbers, ids))
+    for item_id in ids:
+        source.item(item_id, path)
+    lengths: dict[int, int] = {}
+    for number, (user, item) in enumerate(pairs, 1):
+        lengths[user] = lengths.get(user, 0) + 1
+        source.event(str(user), name_of[item], lengths[user] - 1, path, number)
 
 
 def _ids(path: Path, n_items: int) -> list[str]:

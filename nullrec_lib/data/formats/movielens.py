@@ -1,8 +1,8 @@
 """MovieLens: 100K (`u.data`, `u.item`), 1M and 10M (`ratings.dat`, `movies.dat`), 20M to latest (`ratings.csv`,
 `movies.csv`).
 
-The film file is the catalogue, in its order, whether a film was rated or not; genres are the description. Ratings
-themselves are left unread: every one counts.
+The film file is the catalogue, in its order, whether a film was rated or not; genres are the description. Every rating
+counts, whatever its value.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from nullrec_lib.data.formats.lines import Log, Texts, description, lines, one, time_of, words, wrong
-from nullrec_lib.data.interactions import Dataset
+from nullrec_lib.data.lines import wrong
+from nullrec_lib.data.source import Source
+from nullrec_lib.data.texts import words
 
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -22,60 +23,57 @@ GENRES = (
 NO_GENRES = "(no genres listed)"
 
 
-def read_100k(folder: Path | str, clock: str = "auto") -> Dataset:
-    """Read `u.data` (user, item, rating, time; tabs) and `u.item` (id, title, …, 19 genre flags; bars, Latin-1).
+def read_100k(source: Source) -> None:
+    """Read `u.data` (user, item, rating, time; tabs) and `u.item` (id, title, dates, address, 19 genre flags; bars).
 
     Raises:
         InputError: a file is missing, or a line is malformed (file, line).
     """
+    ratings, movies = source.file("u.data"), source.file("u.item")
+    source.unread(movies, ("release date", "video release date", "IMDb URL"))
 
-    def films(path: Path):
-        for number, row in _split(path, "|", 5 + len(GENRES), "latin-1"):
+    def films():
+        for number, row in _split(source, movies, "|", 5 + len(GENRES)):
             if not set(row[5:]) <= {"0", "1"}:
-                raise wrong(path, "a genre flag is neither 0 nor 1", number)
+                raise wrong(movies, "a genre flag is neither 0 nor 1", number)
             yield number, row[0], row[1], [genre for genre, flag in zip(GENRES, row[5:], strict=True) if flag == "1"]
 
-    ratings, movies = one(Path(folder), "u.data"), one(Path(folder), "u.item")
-    return _read(ratings, _split(ratings, "\t", 4), movies, films(movies), clock)
+    _read(source, ratings, _split(source, ratings, "\t", 4), movies, films())
 
 
-def read_1m(folder: Path | str, clock: str = "auto") -> Dataset:
-    """Read `ratings.dat` (user, item, rating, time) and `movies.dat` (id, title, genres; UTF-8 or Latin-1), parted by `::`.
+def read_1m(source: Source) -> None:
+    """Read `ratings.dat` (user, item, rating, time) and `movies.dat` (id, title, genres), parted by `::`.
 
     Raises:
         InputError: as `read_100k`.
     """
-    ratings, movies = one(Path(folder), "ratings.dat"), one(Path(folder), "movies.dat")
-    try:  # any bytes are Latin-1, and hardly any Latin-1 is UTF-8 by chance
-        movies.read_bytes().decode("utf-8")
-        encoding = "utf-8"
-    except UnicodeDecodeError:
-        encoding = "latin-1"
-    films = ((number, *row[:2], row[2].split("|")) for number, row in _split(movies, "::", 3, encoding))
-    return _read(ratings, _split(ratings, "::", 4), movies, films, clock)
+    ratings, movies = source.file("ratings.dat"), source.file("movies.dat")
+    films = ((number, *row[:2], row[2].split("|")) for number, row in _split(source, movies, "::", 3))
+    _read(source, ratings, _split(source, ratings, "::", 4), movies, films)
 
 
-def read_csv(folder: Path | str, clock: str = "auto") -> Dataset:
+def read_csv(source: Source) -> None:
     """Read `ratings.csv` (userId, movieId, rating, timestamp) and `movies.csv` (movieId, title, genres).
 
     Raises:
         InputError: as `read_100k`, or a header is another.
     """
-    ratings, movies = one(Path(folder), "ratings.csv"), one(Path(folder), "movies.csv")
-    films = ((number, *row[:2], row[2].split("|")) for number, row in _csv(movies, ["movieId", "title", "genres"]))
-    return _read(ratings, _csv(ratings, ["userId", "movieId", "rating", "timestamp"]), movies, films, clock)
+    ratings, movies = source.file("ratings.csv"), source.file("movies.csv")
+    rows = _csv(source, movies, ["movieId", "title", "genres"])
+    films = ((number, *row[:2], row[2].split("|")) for number, row in rows)
+    _read(source, ratings, _csv(source, ratings, ["userId", "movieId", "rating", "timestamp"]), movies, films)
 
 
-def _split(path: Path, separator: str, fields: int, encoding: str = "utf-8") -> Iterator[tuple[int, list[str]]]:
-    for number, line in lines(path, encoding):
+def _split(source: Source, path: Path, separator: str, fields: int) -> Iterator[tuple[int, list[str]]]:
+    for number, line in source.lines(path):
         row = line.split(separator)
         if len(row) != fields:
             raise wrong(path, f"the row has {len(row)} fields parted by {separator!r}, not {fields}", number)
         yield number, row
 
 
-def _csv(path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in lines(path):
+def _csv(source: Source, path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in source.lines(path):
         try:
             row = next(csv.reader([line]))
         except csv.Error as error:
@@ -88,18 +86,11 @@ def _csv(path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
             yield number, row
 
 
-def _read(ratings: Path, rows, movies: Path, films, clock: str) -> Dataset:
+def _read(source: Source, ratings: Path, rows, movies: Path, films) -> None:
     """From (number, [user, item, rating, time]) and (number, id, title, genres)."""
-    texts: Texts = {}
+    source.note(f"{ratings.name}: every rating is an interaction, whatever its value.")
     for number, item, title, genres in films:
-        if not item.strip() or item in texts:
-            raise wrong(movies, f"film {item!r:.60} has a line already" if item.strip() else "the id is empty", number)
-        texts[item] = words(title), description(genres=", ".join(g for g in genres if g and g != NO_GENRES))
-    log = Log()
+        genres = ", ".join(genre for genre in genres if genre and genre != NO_GENRES)
+        source.item(source.id(item, movies, number), movies, words(title), genres=genres)
     for number, (user, item, _, time) in rows:
-        if not user.strip() or not item.strip():
-            raise wrong(ratings, "an id is empty", number)
-        log.add(user, item, time_of(time, "timestamp", ratings, number))
-    catalogue = [*texts, *(item for item in log.items if item not in texts)]
-    notes = (f"{ratings.name}: every rating is an interaction, whatever its value.",)
-    return log.dataset(ratings.resolve().parent.name, catalogue, texts, movies.name, clock, notes)
+        source.event(source.id(user, ratings, number), source.id(item, ratings, number), time, ratings, number, "timestamp")
