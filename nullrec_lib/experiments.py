@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import asdict
@@ -13,14 +12,13 @@ from typing import Any, Callable
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from threadpoolctl import threadpool_limits
 
 from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.groups import groups, thresholds, untouched
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
-from nullrec_lib.files import alone, write_json, write_tensors
+from nullrec_lib.files import alone, read_json, read_tensors, sweep, write_json, write_tensors
 from nullrec_lib.language.encoder import short_name
 from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
@@ -29,9 +27,10 @@ from nullrec_lib.preparing import Prepared, arguments, build, fingerprint, prepa
 from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import RESULTS_VERSION, Spec
-from nullrec_lib.training import BEST, CHECKPOINT, HISTORY, Recommender, Scorer, fit, load_weights, spread
+from nullrec_lib.training import BEST, CHECKPOINT, HISTORY, Recommender, Scorer, fit, load_weights, read_history, spread
 
-SPEC, RESULT, RANKS = "spec.json", "result.json", "ranks.safetensors"
+SPEC, RESULT, RANKS, DATA, ENVIRONMENT = "spec.json", "result.json", "ranks.safetensors", "data.json", "environment.json"
+MADE_ANEW = "remove it and result.json beside it, and the same run makes both again"
 
 
 def run(
@@ -56,8 +55,10 @@ def run(
 
     Returns: what `result.json` holds, see the README.
 
+    Where the result is missing and the training that it is of is whole, the run is evaluated again and not trained.
+
     Raises:
-        InputError: bad input, or `folder` belongs to another spec.
+        InputError: bad input, `folder` belongs to another spec or cannot be written, or a file in it is damaged.
     """
     if threads < 1:
         raise InputError(f"threads: {threads} is below 1.")
@@ -73,36 +74,69 @@ def _run_once(spec: Spec, root: Path, folder: Path | None, threads: int, device:
     prepared = prepare(spec)
     key = spec.key(prepared.dataset.fingerprint())
     folder = Path(folder) if folder else root / key
-    if (finished := _stored_result(folder, key, spec)) is not None:
-        return finished
+    own = folder == root / key  # named by its key: whose it is needs no file
+    if (result := _stored_result(folder, key, spec, own)) is not None:
+        return result
     # Built before the folder is: wrong input leaves nothing behind.
     model = build(spec, prepared)
     with alone(folder):
-        if (finished := _stored_result(folder, key, spec)) is not None:
-            return finished
+        if (result := _stored_result(folder, key, spec, own)) is not None:
+            return result
         return _run(spec, prepared, model, key, folder, threads, device, memory_mb)
 
 
-def _stored_result(folder: Path, key: str, spec: Spec) -> dict[str, Any] | None:
-    """The result in `folder` if this spec's run finished there; InputError if the folder is another run's."""
-    if not (folder / SPEC).exists():
+def _stored_result(folder: Path, key: str, spec: Spec, own: bool) -> dict[str, Any] | None:
+    """The result in `folder` if this spec's run finished there; what was left besides is swept up then.
+
+    Raises:
+        InputError: the result, the ranks or the spec are not whole; the folder is another run's, or, unless it is its
+            `own`, nobody knows whose.
+    """
+    result = _result(folder) if (folder / RESULT).exists() else None
+    if (folder / SPEC).exists():
+        again = "remove it, and the same run writes it again" if own else "restore it, or choose another folder"
+        _refuse_other(read_json(folder / SPEC, ["key", "spec"], again), folder, key, spec)
+    elif not own and (result or {}).get("key") != key:
+        if there := [name for name in (RANKS, BEST, CHECKPOINT, HISTORY, DATA, ENVIRONMENT) if (folder / name).exists()]:
+            raise InputError(f"{folder / SPEC}: is missing, so nobody knows whose the {there[0]} beside it is; remove what "
+                             "lies there, or choose another folder.")
+    if result is None:
         return None
-    stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    if result["key"] != key:
+        raise InputError(f"{folder / RESULT}: is the result of another run; remove it, or choose another folder.")
+    if not (folder / RANKS).exists():
+        return None  # ranked again
+    read_tensors(folder / RANKS, again=MADE_ANEW)
+    if not (folder / SPEC).exists():
+        _write_spec(folder, key, spec)
+    sweep(folder, CHECKPOINT)
+    return result
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    return read_json(folder / RESULT, ["key", "method", "test", "valid", "groups", "thresholds", "notes"])
+
+
+def _refuse_other(stored: dict[str, Any], folder: Path, key: str, spec: Spec) -> None:
     if stored["key"] != key:
-        differs = [name for name, value in asdict(spec).items() if stored["spec"].get(name) != value]
+        theirs = stored["spec"] if isinstance(stored["spec"], dict) else {}
+        differs = [name for name, value in asdict(spec).items() if theirs.get(name) != value]
         if not differs:
             differs = ["the data" if stored.get("version") == RESULTS_VERSION else "how results are made"]
         raise InputError(f"{folder}: holds another run ({', '.join(differs)} differ); choose another folder.")
-    return json.loads((folder / RESULT).read_text(encoding="utf-8")) if (folder / RESULT).exists() else None
+
+
+def _write_spec(folder: Path, key: str, spec: Spec) -> None:
+    write_json(folder / SPEC, {"key": key, "version": RESULTS_VERSION, "spec": asdict(spec)})
 
 
 def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads: int, device: str, memory_mb: int):
     """Do the work of `run` in a folder that is this process's own."""
     dataset, parts = prepared.dataset, prepared.split
     counts = parts.counts() | {"split_fingerprint": parts.fingerprint(), "notes": [*dataset.notes, *parts.notes]}
-    write_json(folder / SPEC, {"key": key, "version": RESULTS_VERSION, "spec": asdict(spec)})
-    write_json(folder / "environment.json", environment() | {"threads": threads, "device": device})
-    write_json(folder / "data.json", dataset.describe() | counts)
+    _write_spec(folder, key, spec)
+    write_json(folder / ENVIRONMENT, environment() | {"threads": threads, "device": device})
+    write_json(folder / DATA, dataset.describe() | counts)
 
     started = time.perf_counter()
     if device == "cuda":
@@ -138,7 +172,7 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
         "threads": threads, "device": device, "spec": asdict(spec),
     }
     write_json(folder / RESULT, result)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    sweep(folder, CHECKPOINT)
     return result
 
 
@@ -243,11 +277,11 @@ def stored(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFrame:
     """One row per spec, read from its stored run: metrics as `test N@10`, `test_consistent N@10`, … and the rest.
 
     Raises:
-        InputError: a spec has no finished run under `root`.
+        InputError: a spec has no finished run under `root`, or its result is damaged.
     """
     rows = []
     for spec in specs:
-        result = json.loads((_finished(spec, root) / RESULT).read_text(encoding="utf-8"))
+        result = _result(_finished(spec, root))
         row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
         for part in [name for name in result if name.startswith(("test", "valid")) and isinstance(result[name], dict)]:
             row |= {f"{part} {name}": value for name, value in result[part].items()}
@@ -270,7 +304,7 @@ def learning_curves(specs: list[Spec], root: Path = Path("runs")) -> pd.DataFram
     """
     rows = []
     for spec in [spec for spec in specs if spec.method in METHODS]:
-        for entry in json.loads((_finished(spec, root) / HISTORY).read_text(encoding="utf-8")):
+        for entry in read_history(_finished(spec, root)):
             rows.append({"method": spec.method, "seed": spec.seed, "epoch": entry["epoch"], "loss": entry["loss"],
                          "spread": entry.get("spread")}  # missing in histories from before it was kept
                         | {f"{part} N@20": entry[part]["N@20"] for part in ("valid", "valid_consistent")})
@@ -281,20 +315,22 @@ def stored_ranks(specs: list[Spec], root: Path = Path("runs")) -> dict[str, dict
     """Run key → `test_user` and the `test_…` ranks, (n,) int64 each, of the stored runs: what `statistics.against` reads.
 
     Raises:
-        InputError: a spec has no finished run under `root`, or one without users.
+        InputError: a spec has no finished run under `root`, or its ranks are damaged or do not say whose they are.
     """
     found = {}
     for folder in {_finished(spec, root) for spec in specs}:
-        with safe_open(folder / RANKS, "np") as handle:
-            found[folder.name] = {name: handle.get_tensor(name) for name in handle.keys() if name.startswith("test_")}
-        if "test_user" not in found[folder.name]:
-            raise InputError(f"{folder}: its ranks do not say whose they are (an older run); delete it, run it again.")
+        ranks, _ = read_tensors(folder / RANKS, ["test_user"], MADE_ANEW)
+        found[folder.name] = {name: rank.numpy() for name, rank in ranks.items() if name.startswith("test_")}
     return found
 
 
 def finished(spec: Spec, root: Path = Path("runs")) -> bool:
-    """Whether a spec's run is stored under `root`. Embeds no text."""
-    return (_folder(spec, root) / RESULT).exists()
+    """Whether a spec's run is stored under `root`, with a result and ranks that are whole. Embeds no text."""
+    folder = _folder(spec, root)
+    try:
+        return _stored_result(folder, folder.name, spec, own=True) is not None
+    except InputError:
+        return False
 
 
 def trained(spec: Spec, root: Path = Path("runs")) -> Recommender | Ranker:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from nullrec_lib.data.examples import Batch, Examples
 from nullrec_lib.evaluation import metrics, rank_all
-from nullrec_lib.files import write_json, write_tensors
+from nullrec_lib.files import DamagedFile, read_json, read_tensors, write_json, write_tensors
 from nullrec_lib.kernels.lookup import Items, Table
 from nullrec_lib.kernels.row_adam import BETAS, EPSILON, row_adam
 from nullrec_lib.methods.method import Method
@@ -218,7 +217,8 @@ def fit(
     killed at any moment goes on from its last whole epoch to the very result of an uninterrupted one by this version
     of the library (another may round differently). The folder
     ends up with the best weights (`model.safetensors`), `history.json`, and the checkpoint, which the caller
-    removes when it has stored what it wants of the run.
+    removes when it has stored what it wants of the run. Where both of the first two are whole and the training they are
+    of has ended, nothing is trained again.
 
     Args:
         lr: Adam's learning rate.
@@ -233,30 +233,47 @@ def fit(
             None is float32 throughout.
 
     Raises:
-        FloatingPointError: the loss is not finite, or a score is NaN.
+        FloatingPointError: the loss or the item vectors are not finite, or a score is NaN; names the epoch.
+        DamagedFile: what there is to go on from is not whole; told before anything is trained.
+        InputError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.bf16 = precision == "bf16"
     model.row_updates = model.method.n_items > MANY_ITEMS if row_updates is None else row_updates
     optimiser = Optimiser(model, lr)
-    history = _resume(model, optimiser, folder)
     key = "valid" if select == "authors" else "valid_consistent"
     best = lambda: max(history, key=lambda entry: (entry[key]["N@20"], -entry["epoch"]), default={"epoch": 0})
+    ended = lambda: len(history) >= epochs or len(history) - best()["epoch"] >= patience
+    if (folder / CHECKPOINT).exists():
+        history = _resume(model, optimiser, folder)
+        _keep_best(model, folder, best()["epoch"] == len(history))
+    else:
+        history = read_history(folder) if (folder / HISTORY).exists() and (folder / BEST).exists() else []
+        if not ended():  # it is of another training, and must not be taken for this one's if this one is killed
+            history = []
+            (folder / HISTORY).unlink(missing_ok=True)
 
     # The generator's state outside is put back, so that training inside a notebook disturbs nothing.
     with torch.random.fork_rng(), bar(what="training", total=epochs, initial=len(history), unit="epoch") as progress:
-        while len(history) < epochs and len(history) - best()["epoch"] < patience:
+        while not ended():
             epoch = len(history) + 1
             torch.manual_seed(seed * 1_000_003 + epoch)
             started = time.perf_counter()
             loss = _train_epoch(model, train, optimiser, batch_size, epoch)
             trained = time.perf_counter()
             scorer = Scorer(model)
-            ranks = rank_all(scorer, valid, scorer.similarity, memory_mb, "validating")
+            if not math.isfinite(spread_now := spread(scorer.table)):
+                raise FloatingPointError(f"epoch {epoch}: the item vectors are not finite; lower lr (now {lr:g}).")
+            try:
+                ranks = rank_all(scorer, valid, scorer.similarity, memory_mb, "validating")
+            except FloatingPointError:
+                also = f" or guidance (now {guidance:g})" if (guidance := getattr(model.backbone, "guidance", 0)) else ""
+                raise FloatingPointError(
+                    f"epoch {epoch}: a validation score is NaN; lower lr (now {lr:g}){also}.") from None
             history.append({
                 "epoch": epoch,
                 "loss": loss,
-                "spread": spread(scorer.table),
+                "spread": spread_now,
                 "seconds": trained - started,
                 "evaluation_seconds": time.perf_counter() - trained,
                 "valid": metrics(ranks["authors"]),
@@ -277,10 +294,11 @@ def fit(
 def _train_epoch(model: Recommender, train: Examples, optimiser, batch_size: int, epoch: int) -> float:
     """One pass over shuffled examples; the mean loss."""
     model.train()
-    total = torch.zeros((), device=train.device)
+    total, first = torch.zeros((), device=train.device), None
     with bar(what=f"epoch {epoch}", total=len(train), unit="example", position=1) as progress:
         for batch in train.batches(batch_size, model.backbone.together):
             loss = model.loss(batch)
+            first = loss.detach() if first is None else first
             optimiser.zero_grad()
             # A model that is frozen through and through (nothing to learn) still gets its epoch's figures.
             if loss.requires_grad:
@@ -289,8 +307,13 @@ def _train_epoch(model: Recommender, train: Examples, optimiser, batch_size: int
             total += loss.detach() * len(batch.target)
             progress.update(len(batch.target))
     mean = float(total) / len(train)
-    if mean != mean or mean in (float("inf"), float("-inf")):
-        raise FloatingPointError(f"epoch {epoch}: the training loss is {mean}; try a smaller learning rate.")
+    if not math.isfinite(mean):
+        advice = f"lower lr (now {optimiser.lr:g})"
+        if epoch == 1 and not math.isfinite(float(first)):
+            temperature = getattr(model.backbone, "temperature", None)
+            advice = "lower scale" if temperature is None else f"raise temperature (now {temperature:g}) or lower scale"
+            advice = f"it was so before any step, whatever lr is: {advice}"
+        raise FloatingPointError(f"epoch {epoch}: the training loss is {mean}; {advice}.")
     return mean
 
 
@@ -301,21 +324,61 @@ def _checkpoint(model: Recommender, optimiser, history: list, folder: Path) -> N
 
 
 def _resume(model: Recommender, optimiser, folder: Path) -> list[dict[str, Any]]:
-    """Load the checkpoint in `folder`, if any, into model and optimiser; its history so far."""
-    if not (folder / CHECKPOINT).exists():
-        return []
-    found: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}}
-    with safe_open(folder / CHECKPOINT, "pt") as handle:
-        history = json.loads(handle.metadata()["about"])["history"]
-        for name in handle.keys():
+    """Load the checkpoint in `folder` into model and optimiser; its history so far."""
+    path, again = folder / CHECKPOINT, "remove it, and the same command trains from the beginning"
+    tensors, about = read_tensors(path, again=again)
+    kept: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}}
+    try:
+        for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
-            found[kind][rest] = handle.get_tensor(name)
-    model.load_state_dict(found["model"])
-    optimiser.load(found["optimiser"])
+            kept[kind][rest] = tensor
+        model.load_state_dict(kept["model"])
+        optimiser.load(kept["optimiser"])
+        return _checked(about["history"])
+    except (LookupError, RuntimeError, TypeError, ValueError):
+        raise DamagedFile(f"{path}: does not fit this model; {again}.") from None
+
+
+def _keep_best(model: Recommender, folder: Path, is_last: bool) -> None:
+    """See to the best weights before training goes on from a checkpoint: those of its own epoch can be written anew."""
+    try:
+        read_tensors(folder / BEST, again=f"remove {CHECKPOINT} beside it, and the same command trains from the beginning")
+    except DamagedFile:
+        if not is_last:
+            raise
+        write_tensors(folder / BEST, model.state_dict())
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """What a run's folder keeps of its epochs, see `Fitted.history`.
+
+    Raises:
+        DamagedFile: it is missing or not whole.
+    """
+    path, again = folder / HISTORY, "remove it and result.json beside it, and the same run makes both again"
+    history = read_json(path, again=again)
+    try:
+        return _checked(history)
+    except (LookupError, TypeError):
+        raise DamagedFile(f"{path}: is no history of epochs; {again}.") from None
+
+
+def _checked(history: Any) -> list[dict[str, Any]]:
+    for entry in history:
+        for part in ("valid", "valid_consistent"):
+            float(entry[part]["N@20"]) + entry["epoch"] + entry["loss"]
     return history
 
 
 def load_weights(model: Recommender, path: Path) -> None:
-    """Give a model the weights that a run stored."""
-    with safe_open(path, "pt") as handle:
-        model.load_state_dict({name: handle.get_tensor(name) for name in handle.keys()})
+    """Give a model the weights that a run stored.
+
+    Raises:
+        DamagedFile: they are missing, not whole, or another model's.
+    """
+    again = "remove it and result.json beside it, and the same run makes both again"
+    tensors, _ = read_tensors(path, again=again)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise DamagedFile(f"{path}: does not fit this model; {again}.") from None
