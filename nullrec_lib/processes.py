@@ -1,14 +1,17 @@
-"""Calls side by side in processes, of which any may fail or be killed without taking the others with it."""
+"""Calls side by side in processes: any may fail or be killed without taking the others with it, none outlives this one."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import pickle
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -16,64 +19,120 @@ Item = TypeVar("Item")
 PRELOADED = "nullrec_lib.experiments"
 """What nearly every call needs: two seconds to import, once for all processes where the system lets them be copied."""
 
+DIED = "the process died (killed or out of memory)"
+LAST_WORDS_S = 5
+"""How long a worker that is no longer needed may take to end by itself."""
 
-def outcomes(call: Callable[[Item], Any], items: list[Item], jobs: int) -> Iterator[tuple[Item, Any, str | None]]:
-    """Call each item in one of `jobs` processes (1: in this one); yield it with what the call gave and None, or with
-    None and its error in one line.
+
+def outcomes(
+    call: Callable[[Item], Any], items: list[Item], jobs: int, apart: bool = False
+) -> Iterator[tuple[Item, Any, str | None]]:
+    """Call each item in one of `jobs` processes (1: in this one, unless `apart`); yield it with what the call gave and
+    None, or with None and its error in one line.
 
     A call whose process died is tried once more, alone, after all others: it may have been a neighbour that took
-    the memory. Interrupts are not errors of an item and are raised.
+    the memory. Interrupts are not errors of an item and are raised; no process is then waited for, all are ended.
     """
     died = []
-    for item, result, error in _here(call, items) if jobs == 1 else _elsewhere(call, items, jobs):
-        if isinstance(error, BrokenProcessPool):
+    for item, result, error in _here(call, items) if jobs == 1 and not apart else _elsewhere(call, items, jobs):
+        if error == DIED:
             died.append(item)
         else:
-            yield item, result, _said(error)
-    for item, result, error in _elsewhere(call, died, 1):
-        yield item, result, _said(error)
+            yield item, result, error
+    yield from _elsewhere(call, died, 1)
 
 
-def _said(error: BaseException | None) -> str | None:
-    if isinstance(error, BrokenProcessPool):
-        return "the process died (killed or out of memory)"
-    if error is None or isinstance(error, Exception):
-        return " ".join(f"{type(error).__name__}: {error}".split()) if error else None
-    raise error
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _here(call: Callable, items: list) -> Iterator[tuple[Any, Any, BaseException | None]]:
+def _here(call: Callable, items: list) -> Iterator[tuple[Any, Any, str | None]]:
     for item in items:
         try:
             result = call(item)
         except Exception as error:  # whatever broke this call must not take the others with it
-            yield item, None, error
+            yield item, None, _line(error)
         else:
             yield item, result, None
 
 
-def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, Any, BaseException | None]]:
-    """A process that dies breaks its whole pool, so each has a pool of its own: then it is known whose call it was."""
+def _elsewhere(call: Callable, items: list, jobs: int) -> Iterator[tuple[Any, Any, str | None]]:
     quiet = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # read by the children when they import tqdm: one bar is enough
-    fresh = partial(ProcessPoolExecutor, 1, mp_context=_context())
-    idle = [fresh() for _ in range(min(jobs, len(items)))]
-    waiting, flying = deque(items), {}
+    waiting, idle, busy = deque(items), [], {}
+    calm = False
     try:
-        while waiting or flying:
-            while waiting and idle:
-                pool, item = idle.pop(), waiting.popleft()
-                flying[pool.submit(_called, dict(os.environ), call, item)] = pool, item
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                pool, item = flying.pop(future)
-                error = future.exception()
-                idle.append(fresh() if isinstance(error, BrokenProcessPool) else pool)
-                yield item, None if error else future.result(), error
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                item = waiting.popleft()
+                try:
+                    task = ForkingPickler.dumps((dict(os.environ), call, item))
+                except Exception as error:
+                    yield item, None, _line(error)
+                    continue
+                worker = idle.pop() if idle else _Worker()
+                busy[worker] = item
+                worker.give(task)
+            ready = set(wait([source for worker in busy for source in worker.sources]))
+            for worker in [worker for worker in busy if ready.intersection(worker.sources)]:
+                result, error, interrupt = worker.answer()
+                if interrupt is not None:
+                    raise interrupt
+                item = busy.pop(worker)
+                if error == DIED:
+                    worker.end()
+                else:
+                    idle.append(worker)
+                yield item, result, error
+        calm = True
     finally:
-        # An interrupt stops what has not begun, and does not wait for what has: it is stored by the epoch.
-        for pool in [*idle, *(pool for pool, _ in flying.values())]:
-            pool.shutdown(wait=not flying, cancel_futures=True)
+        # An interrupt does not wait for what has begun: it is stored by the epoch.
+        for worker in [*idle, *busy]:
+            worker.end(LAST_WORDS_S if calm else 0)
         os.environ.pop("TQDM_DISABLE") if quiet is None else os.environ.update(TQDM_DISABLE=quiet)
+
+
+class _Worker:
+    """A process that answers one call at a time. It ends with this one, whatever ends this one."""
+
+    def __init__(self):
+        context = _context()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,))
+        atexit.register(self.end)  # before multiprocessing's own exit hook, which would wait for the call
+        self.process.start()
+        theirs.close()
+
+    @property
+    def sources(self) -> tuple[Connection, int]:
+        """What `wait` looks at: an answer, or the end of the process."""
+        return self.connection, self.process.sentinel
+
+    def give(self, task: bytes) -> None:
+        try:
+            self.connection.send_bytes(task)
+        except OSError:
+            pass  # it has died, as `answer` will say
+
+    def answer(self) -> tuple[Any, str | None, BaseException | None]:
+        """Result, error in one line, interrupt; of the three at most one."""
+        try:
+            if self.connection.poll():
+                return pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            pass
+        except Exception as error:  # what came cannot be made here
+            return None, _line(error), None
+        return None, DIED, None
+
+    def end(self, seconds: float = 0) -> None:
+        """End the process: let it go by itself in this time, or else kill it."""
+        self.connection.close()
+        if self.process.pid is not None:
+            self.process.join(seconds)
+            self.process.kill()
+            self.process.join()
+        atexit.unregister(self.end)
 
 
 def _context():
@@ -86,8 +145,35 @@ def _context():
     return context
 
 
-def _called(environment: dict[str, str], call: Callable, item: Any) -> Any:
+# In the child
+
+
+def _serve(connection: Connection) -> None:
+    """Answer calls until the other end is closed. Interrupts from the terminal are the parent's to deal with."""
+    for name in {"SIGINT", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            connection.send_bytes(_answer(connection.recv_bytes()))
+        except (EOFError, OSError):
+            return
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed closes nothing and tells nobody; the system does, also in the middle of a call."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _answer(task: bytes) -> bytes:
     """The call, in the environment that the parent has now: that of the process copied is as old as its first child."""
-    os.environ.clear()
-    os.environ.update(environment)
-    return call(item)
+    try:
+        environment, call, item = pickle.loads(task)
+        os.environ.clear()
+        os.environ.update(environment)
+        return ForkingPickler.dumps((call(item), None, None))
+    except Exception as error:
+        return ForkingPickler.dumps((None, _line(error), None))
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        return ForkingPickler.dumps((None, None, interrupt))
