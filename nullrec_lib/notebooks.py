@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import os
@@ -25,6 +24,7 @@ from nullrec_lib.data import SHOPS, locate
 from nullrec_lib.errors import InputError
 from nullrec_lib.files import write_json
 from nullrec_lib.machine import environment
+from nullrec_lib.parameters import Parameter, declared
 from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 
@@ -53,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 TIMEOUTS_S = {"quick": 1800, "standard": 7200, "paper": 7 * 86_400}  # per notebook
 REQUIRED = ("data", "report_dir")  # what every notebook is told: where to read, where to leave its results
+KERNEL = "nullrec_lib.kernel"  # what starts ipykernel, and ends with us
 LONGEST_CELL = 24  # lines of code; a longer cell hides a function that belongs into the library
 
 
@@ -99,7 +100,9 @@ class _ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         quiet = ["--log-level=ERROR"]  # a kernel warns on the terminal that its local port is not encrypted
-        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(extra_arguments=quiet))
+        about = get_kernel_dict(extra_arguments=quiet)
+        about["argv"] = [KERNEL if word == "ipykernel_launcher" else word for word in about["argv"]]
+        return KernelSpec(resource_dir=RESOURCES, **about)
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
@@ -111,28 +114,12 @@ def _read(path: Path) -> nbformat.NotebookNode:
         raise InputError(f"{path}: not a readable notebook ({type(error).__name__})") from None
 
 
-def _parameters_in(notebook: nbformat.NotebookNode, path: Path) -> dict[str, Any]:
+def _parameters_in(notebook: nbformat.NotebookNode, path: Path) -> dict[str, Parameter]:
     cells = [cell for cell in notebook.cells
              if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise InputError(f"{path}: {len(cells)} code cells are tagged `parameters`, there must be one")
-    declared: dict[str, Any] = {}
-    try:
-        statements = ast.parse(cells[0].source).body
-    except SyntaxError as error:
-        raise InputError(f"{path}: line {error.lineno} of the parameters cell is not Python") from None
-    for statement in statements:
-        plain = isinstance(statement, ast.Assign)
-        targets = statement.targets if plain else [getattr(statement, "target", None)]
-        try:
-            if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-                raise ValueError
-            declared[targets[0].id] = ast.literal_eval(statement.value)
-        except (ValueError, TypeError, AttributeError):
-            # New values are injected after this cell: what it computed from the old ones would stay behind.
-            raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be "
-                             "`name = literal`; derive values in a later cell") from None
-    return declared
+    return declared(cells[0].source, path)
 
 
 def declared_parameters(path: Path) -> dict[str, Any]:
@@ -141,7 +128,7 @@ def declared_parameters(path: Path) -> dict[str, Any]:
     Raises InputError if the notebook cannot be read, has no such cell or several, or if the cell holds
     anything but assignments of literals to single names.
     """
-    return _parameters_in(_read(Path(path)), Path(path))
+    return {name: parameter.default for name, parameter in _parameters_in(_read(Path(path)), Path(path)).items()}
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
@@ -156,15 +143,17 @@ def execute(path: Path, output: Path, parameters: dict[str, Any], timeout_s: flo
 
     `timeout_s` is the time for the whole notebook. `output` is written also when a cell fails or time is up.
 
-    Raises InputError before anything runs if a parameter is not declared by the notebook, TimeoutError when
-    the time is up, papermill's PapermillExecutionError when a cell fails, RuntimeError when the kernel dies.
+    Raises InputError before anything runs if a parameter is not declared by the notebook or its value is of another
+    type than the default (see `Parameter.taken`), TimeoutError when the time is up, papermill's
+    PapermillExecutionError when a cell fails, RuntimeError when the kernel dies.
     """
     path, output = Path(path), Path(output)
     notebook = _read(path)
-    declared = _parameters_in(notebook, path)
+    known = _parameters_in(notebook, path)
     for name in parameters:
-        if name not in declared:
-            raise InputError(f"{path}: no parameter is named `{name}`{_suggestion(name, declared)}")
+        if name not in known:
+            raise InputError(f"{path}: no parameter is named `{name}`{_suggestion(name, known)}")
+    parameters = {name: known[name].taken(value) for name, value in parameters.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     look = {"desc": path.stem, "delay": 2, "leave": False, "dynamic_ncols": True}
     deadline = time.monotonic() + timeout_s
@@ -195,22 +184,23 @@ def _select(notebooks: Path, only: Sequence[str | int] | None) -> list[Path]:
 
 
 def _plan(paths: list[Path], preset: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """What of the preset and the user's parameters each notebook gets; InputError for what nobody gets."""
+    """What of the preset and the user's parameters each notebook gets; InputError for what nobody gets, and for a value
+    that one of those who get it does not take."""
     if preset not in PRESETS:
         raise InputError(f"preset: there is no `{preset}`{_suggestion(preset, PRESETS)}")
-    declared = [declared_parameters(path) for path in paths]
-    for path, names in zip(paths, declared):
+    cells = [_parameters_in(_read(path), path) for path in paths]
+    for path, names in zip(paths, cells):
         for name in REQUIRED:
             if name not in names:
                 raise InputError(f"{path}: the parameters cell must declare `{name}`")
-    known = set().union(*declared) - set(REQUIRED)
+    known = set().union(*cells) - set(REQUIRED)
     for name in parameters:
         if name in REQUIRED:
             raise InputError(f"`{name}` is not set as a parameter: use the options for data and for the name")
         if name not in known:
             raise InputError(f"no selected notebook has a parameter `{name}`{_suggestion(name, known)}")
     wanted = {**PRESETS[preset], **parameters}
-    return [{name: value for name, value in wanted.items() if name in names} for names in declared]
+    return [{name: names[name].taken(value) for name, value in wanted.items() if name in names} for names in cells]
 
 
 def _from(notebook: Path, target: str | Path) -> str:
@@ -276,11 +266,13 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
     Every notebook gets `data` and `report_dir`, and of the preset and `parameters` (which win) what it
     declares. `only` selects by number or by name; `timeout_s` is for each notebook (default
     `TIMEOUTS_S` of the preset). The first notebook runs alone, as it embeds the texts that all others read; then
-    `jobs` run at a time, each in a process of its own: while one trains on all cores, the other draws. `run.json` is
-    brought up to date after every notebook; what an earlier run left in the same folder keeps its files and entries.
+    `jobs` run at a time: while one trains on all cores, the other draws. Each is run from a process of its own:
+    what runs a kernel takes interrupts for its own, and they are meant for the whole pass. `run.json` is brought up to
+    date after every notebook; what an earlier run left in the same folder keeps its files and entries.
 
-    Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a notebook
-    without `data` or `report_dir`, for `jobs` below 1, and for a name that leaves nothing to name a folder with.
+    Raises InputError, before anything runs, for unknown data, preset, notebook or parameter, for a value of another
+    type than the parameter's default, for a notebook without `data` or `report_dir`, for `jobs` below 1, and for a name
+    that leaves nothing to name a folder with.
     """
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1.")
@@ -305,7 +297,7 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
 
     runs = {}
     with bar(total=len(paths), what="notebooks", disable=not progress) as done:
-        for task, run, died in chain(outcomes(_run, tasks[:1], 1), outcomes(_run, tasks[1:], jobs)):
+        for task, run, died in chain(outcomes(_run, tasks[:1], 1, apart=True), outcomes(_run, tasks[1:], jobs, apart=True)):
             run = run or NotebookRun(task.path.name, "failed", 0.0, _now(), preset, task.given, died)
             runs[task.path] = run
             entry = asdict(run)
@@ -337,8 +329,8 @@ def check_stored(path: Path) -> list[str]:
         return [str(error)]
     problems = []
     try:
-        declared = _parameters_in(notebook, path)
-        missing = [name for name in REQUIRED if name not in declared]
+        known = _parameters_in(notebook, path)
+        missing = [name for name in REQUIRED if name not in known]
         problems += [f"the parameters cell must declare `{name}`" for name in missing]
     except InputError as error:
         problems.append(str(error).removeprefix(f"{path}: "))

@@ -149,7 +149,7 @@ def reproduce(
     name: Annotated[Optional[str], typer.Option(help="Folder under reports/; default from data and preset.")] = None,
     parameter: Annotated[Optional[list[str]], typer.Option(
         "--parameter", "-p", metavar="NAME=VALUE",
-        help="A notebook parameter, as a Python literal or a plain word, e.g. -p epochs=3.")] = None,
+        help="A notebook parameter, as a Python literal, none or a plain word, e.g. -p epochs=3.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(help="A notebook's number or name; may be repeated.")] = None,
     timeout: Annotated[Optional[float], typer.Option(
         help="Seconds that one notebook may take; default half an hour, two for standard, a week for paper.")] = None,
@@ -159,19 +159,15 @@ def reproduce(
 
     A notebook that fails does not stop the next; the status is 1 if any failed.
     """
-    import ast
-
     from nullrec_lib import notebooks
+    from nullrec_lib.parameters import read
 
     parameters = {}
     for assignment in parameter or []:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"-p {assignment}: write name=value.")
-        try:
-            parameters[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parameters[key] = text  # a plain word
+        parameters[key] = read(text)
     report = notebooks.reproduce(data, preset, name, parameters, only, timeout_s=timeout, jobs=jobs)
     print(report.summary())
     if not report.ok:
