@@ -18,7 +18,7 @@ from nullrec_lib.data.examples import Examples
 from nullrec_lib.data.groups import groups, thresholds, untouched
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
-from nullrec_lib.files import alone, read_json, read_tensors, sweep, write_json, write_tensors
+from nullrec_lib.files import DamagedFile, alone, read_json, read_tensors, sweep, write_json, write_tensors
 from nullrec_lib.language.encoder import short_name
 from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
@@ -92,16 +92,17 @@ def _stored_result(folder: Path, key: str, spec: Spec, own: bool) -> dict[str, A
         InputError: the result, the ranks or the spec are not whole; the folder is another run's, or, unless it is its
             `own`, nobody knows whose.
     """
-    result = _result(folder) if (folder / RESULT).exists() else None
     if (folder / SPEC).exists():
         again = "remove it, and the same run writes it again" if own else "restore it, or choose another folder"
         _refuse_other(read_json(folder / SPEC, ["key", "spec"], again), folder, key, spec)
-    elif not own and (result or {}).get("key") != key:
-        if there := [name for name in (RANKS, BEST, CHECKPOINT, HISTORY, DATA, ENVIRONMENT) if (folder / name).exists()]:
+    elif not (own or _is_of(folder, key)):
+        names = RESULT, RANKS, BEST, CHECKPOINT, HISTORY, DATA, ENVIRONMENT
+        if there := [name for name in names if (folder / name).exists()]:
             raise InputError(f"{folder / SPEC}: is missing, so nobody knows whose the {there[0]} beside it is; remove what "
                              "lies there, or choose another folder.")
-    if result is None:
+    if not (folder / RESULT).exists():
         return None
+    result = _result(folder)
     if result["key"] != key:
         raise InputError(f"{folder / RESULT}: is the result of another run; remove it, or choose another folder.")
     if not (folder / RANKS).exists():
@@ -115,6 +116,14 @@ def _stored_result(folder: Path, key: str, spec: Spec, own: bool) -> dict[str, A
 
 def _result(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT, ["key", "method", "test", "valid", "groups", "thresholds", "notes"])
+
+
+def _is_of(folder: Path, key: str) -> bool:
+    """Whether the result in a folder says that it is this run's."""
+    try:
+        return _result(folder)["key"] == key
+    except DamagedFile:
+        return False
 
 
 def _refuse_other(stored: dict[str, Any], folder: Path, key: str, spec: Spec) -> None:

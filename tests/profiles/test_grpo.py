@@ -407,7 +407,7 @@ def test_the_best_of_a_group_is_what_a_recommender_reads(profiles, tmp_path, mon
     assert found.item_ids == made["item"].ids and found.user_ids == made["cut"].ids
     assert found.cuts.tolist() == made["cut"].cuts and len(found.users) == len(found.cuts) == record["cut"]["subjects"]
     assert record["item"]["best"]["mean"] >= record["item"]["mean"]["mean"] > 0
-    base = Store(tmp_path / "b")._base
+    base = Store(tmp_path / "b")._db.base
     rows = base.execute("select prompt, text, seed from texts where fallback = 0").fetchall()
     assert {seed for *_, seed in rows} == {22, 23, 24, 25}
     of = {}

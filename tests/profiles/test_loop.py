@@ -38,7 +38,7 @@ def loop(folder, sequences=SEQUENCES, writer=None, cuts=(1, 3), encode=flat):
 
 def stored(folder):
     """(kind, id, cut, round) → (text, prompt)."""
-    base = Store(folder)._base
+    base = Store(folder)._db.base
     rows = base.execute("select kind, id, cut, round, text, prompt from profiles join texts using (key)")
     return {row[:4]: row[4:] for row in rows}
 

@@ -1,6 +1,5 @@
 """The store: what is written stays, is never asked for twice, and may be shared."""
 
-import sqlite3
 import subprocess
 import sys
 
@@ -30,7 +29,7 @@ def test_the_first_text_of_a_key_stays(tmp_path):
 
 def test_a_batch_is_kept_whole_or_not_at_all(tmp_path):
     store = Store(tmp_path, create=True)
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(InputError, match="profiles.sqlite"):
         store.put([text("good"), text(None, prompt="q")])
     assert store.get([text().key]) == {}
     store.put([text("good")])  # and the store is not left in the middle of it
