@@ -68,7 +68,8 @@ def _decoded(path: Path, stream: io.BufferedReader, note: Note) -> Iterator[str]
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     if encoding is None and b"\0" in head[:2] and len(head) > 1:  # files of data begin with a sign of ASCII
         encoding = "utf-16-le" if head[1] == 0 else "utf-16-be"
-    unix = encoding not in (None, "utf-8-sig") or b"\n" in head or b"\r" not in head
+    begin = head.decode(encoding or "latin-1", "ignore")
+    unix = "\n" in begin or "\r" not in begin
     if encoding not in (None, "utf-8-sig"):
         note(f"{path.name}: is in {encoding.upper().removesuffix('-LE').removesuffix('-BE')} and was read as that.")
         decode = None
@@ -80,12 +81,16 @@ def _decoded(path: Path, stream: io.BufferedReader, note: Note) -> Iterator[str]
         # "\n" leaves other line ends alone: U+2028 and its like may stand in a title. None ends lines at CR as well.
         opened = io.TextIOWrapper(stream, encoding or "latin-1", newline="\n" if unix else None)
         for number, line in enumerate(opened, 1):
-            line = line.strip("\r\n")
+            line = _unended(line)
             yield line if decode is None else decode(line.encode("latin-1"), number)
         opened.detach()
         return
     for number, line in enumerate(stream, 1):
-        yield decode(line, number).strip("\r\n")
+        yield _unended(decode(line, number))
+
+
+def _unended(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 class _Decoder:

@@ -15,12 +15,12 @@ _BLOCK = (
     "th|thead|title|tr|ul|video"
 )
 # Only elements of HTML, so that "<3" and "a < b > c" stay. A tag may be cut off by the end of the text.
-_TAG = r"</?(?:{})(?:\s[^<>]*|/)?(?:>|(?<=[\s\"'])\Z)"
+_TAG = r"</?(?:{})(?:(?:\s[^<>]*|/)?>|\s[^<>]*=[^<>]*\Z)"
 _INLINE_TAG, _BLOCK_TAG = (re.compile(_TAG.format(names), re.IGNORECASE) for names in (_INLINE, _BLOCK))
-_HIDDEN = re.compile(r"<(script|style|noscript|iframe|svg)\b[^>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_HIDDEN = re.compile(r"<!--|-->|<(/?)(script|style|noscript|iframe|svg)\b[^<>]*>", re.IGNORECASE)
 # With a semicolon: "AT&T" and "R&copy" are no entities.
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
+_UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 TIMES_ESCAPED = 3
 """Entities are resolved so often at most: copies of copies hold `&amp;quot;`."""
@@ -33,11 +33,25 @@ def clean(text: str) -> str:
         for _ in range(TIMES_ESCAPED):
             text = _ENTITY.sub(lambda entity: html.unescape(entity.group()), text)
     if "<" in text:
-        text = _HIDDEN.sub(" ", text)
-        text = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", text))
+        text = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _shown(text)))
     if not text.isprintable():
         text = _CONTROL.sub(" ", _UNSEEN.sub("", text))
     return " ".join(text.split())
+
+
+def _shown(text: str) -> str:
+    """The text without comments, and without elements that a browser does not show as text. One pass, whatever opens."""
+    marks = [(mark.start(), mark.end(), mark[0] in ("<!--", "-->") and "comment" or mark[2].lower(), mark[0] == "-->" or
+              bool(mark[1])) for mark in _HIDDEN.finditer(text)]
+    last = {name: start for start, _, name, closes in marks if closes}
+    pieces, place, inside = [], 0, None
+    for start, end, name, closes in marks:
+        if inside is None and not closes and last.get(name, -1) > start:
+            pieces.append(text[place:start])
+            inside = name
+        elif closes and name == inside:
+            place, inside = end, None
+    return " ".join([*pieces, text[place:]])
 
 
 def words(value: Any, separator: str = ", ") -> str:

@@ -35,7 +35,9 @@ class Clock:
     def read(self, value: Any) -> float:
         """A number, a text that is one, or a date, as a float in the source's unit; NaN for anything else."""
         try:
-            number = float(value) if not isinstance(value, bool) else math.nan
+            if isinstance(value, bool) or isinstance(value, str) and "_" in value:  # which Python takes for 1000 in 1_000
+                return math.nan
+            number = float(value)
         except (TypeError, OverflowError):
             return math.nan
         except ValueError:
@@ -84,7 +86,7 @@ def interpret(
         unit: one of `UNITS`.
         clock: `time` or `position` say what they are, and nothing is then said of strange ones; `auto` looks.
 
-    Returns: Unix seconds (n,), or for positions the values themselves; `time` or `position`; and notes.
+    Returns: (n,) Unix seconds, and the values themselves where positions are no times; `time` or `position`; and notes.
 
     Raises:
         InputError: unknown clock.
@@ -94,14 +96,15 @@ def interpret(
     if clock == "position":
         return values, clock, ()
     seconds, notes, outside = _seconds(values, unit)
-    reason = _not_times(values, users, outside, unit) if clock == "auto" else ""
+    reason = _not_times(values, seconds, users, outside, unit) if clock == "auto" else ""
     if reason:
         note = f"{reason}: positions, not times; a cold-start split shuffles users by its seed (clock=time overrides)."
-        return values, "position", (note,)
+        return np.where(outside, values, seconds), "position", (note,)
     if clock == "auto" and outside.any():
         example = values[outside][0]
         notes += (f"{outside.sum():,} of {len(values):,} timestamps are no time between 1990 and tomorrow, such as "
                   f"{example:.15g}{_as_date(example, unit)}; they are kept, so that they come first or last.",)
+        seconds = np.where(outside, values, seconds)
     return seconds, "time", notes
 
 
@@ -127,14 +130,15 @@ def _seconds(values: np.ndarray, unit: str) -> tuple[np.ndarray, tuple[str, ...]
     return seconds, notes, outside
 
 
-def _not_times(values: np.ndarray, users: np.ndarray, outside: np.ndarray, unit: str) -> str:
+def _not_times(values: np.ndarray, seconds: np.ndarray, users: np.ndarray, outside: np.ndarray, unit: str) -> str:
     """Why they are positions; empty where they are times."""
-    low, high, longest = values.min(), values.max(), np.bincount(users).max()
+    checked = values if outside.all() else seconds
+    low, high, longest = checked.min(), checked.max(), np.bincount(users).max()
     if low == high:
         return f"The timestamps are {low:g} for every interaction"
     if high - low == longest - 1:  # as it is where each user's are counted from one number
-        order = np.lexsort((values, users))
-        owner, counted = users[order], values[order]
+        order = np.lexsort((checked, users))
+        owner, counted = users[order], checked[order]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         if (counted == low + np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))).all():
             return "The timestamps are 0…n-1 for every user" if low == 0 else (

@@ -20,8 +20,9 @@ def log(*rows: tuple[str, str, float]) -> pd.DataFrame:
 
 
 # Users alternate, u's times run backwards, v has a tie (c before a).
-ROWS = [("u", "a", 30.0), ("v", "c", 10.0), ("u", "b", 20.0)]
-ROWS += [("v", "a", 10.0), ("u", "c", 10.0), ("v", "b", 5.0)]
+T = 1_500_000_000.0
+ROWS = [("u", "a", T + 30), ("v", "c", T + 10), ("u", "b", T + 20)]
+ROWS += [("v", "a", T + 10), ("u", "c", T + 10), ("v", "b", T + 5)]
 
 
 @pytest.fixture
@@ -65,31 +66,8 @@ def test_counts(small):
     assert told["items_never_seen"] == 1
     assert told["mean_length"] == 3.0 and (told["shortest"], told["longest"]) == (3, 3)
     assert (told["items_with_title"], told["items_with_description"]) == (4, 0)
-    assert (told["first_timestamp"], told["last_timestamp"]) == (5.0, 30.0)
+    assert (told["first_timestamp"], told["last_timestamp"]) == (T + 5, T + 30)
     assert told["repeated_interactions"] == 0
-
-
-@pytest.mark.parametrize(
-    ("times", "clock"),
-    [
-        ([0, 0, 1, 1], "position"),
-        ([1, 1, 0, 0], "position"),  # in any order of rows
-        ([0, 0, 1, 2], "time"),  # a gap
-        ([1, 1, 2, 2], "position"),  # from 1: no clock starts alike for all and ticks in ones
-        ([1, 2, 2, 3], "time"),  # but not from one number for all
-        ([7, 7, 7, 7], "position"),  # no order at all but that of the file
-        ([0, 0, 0, 1], "time"),  # a tie
-        ([0, 0, 1, 1.5], "time"),
-    ],
-)
-def test_positions_are_recognised(times, clock):
-    rows = log(*zip("uvuv", "abcd", map(float, times), strict=True))
-    got = assemble("clock", catalogue(), rows)
-    assert got.clock == clock
-    assert len(got.notes) == (clock == "position")
-    for wanted in ("time", "position"):
-        told = assemble("clock", catalogue(), rows, clock=wanted, notes=("Kept.",))
-        assert (told.clock, told.notes) == (wanted, ("Kept.",))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +136,7 @@ HANGING = ["ua", "ub", "va", "vb", "wa", "wb", "xc", "xa", "yc", "yd"]
     ],
 )
 def test_core(n, want, items):
-    rows = [(user, item, float(t)) for t, (user, item) in enumerate(HANGING)]
+    rows = [(user, item, T + t) for t, (user, item) in enumerate(HANGING)]
     whole = assemble("core", catalogue("abcde"), log(*rows))
     whole = replace(whole, embeddings={"e": np.arange(5.0)[:, None]}, truth="factors")
     got = core(whole, n)
@@ -202,8 +180,8 @@ def changed(**cells) -> pd.DataFrame:
     return items
 
 
-LATER = [ROWS[0][:2] + (30.5,), *ROWS[1:]]
-OTHER_ITEM = [("u", "d", 30.0), *ROWS[1:]]
+LATER = [ROWS[0][:2] + (T + 30.5,), *ROWS[1:]]
+OTHER_ITEM = [("u", "d", T + 30), *ROWS[1:]]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from nullrec_lib.data import load
 
-RATINGS = [("1", "20", "5", "300"), ("2", "10", "3", "250"), ("1", "10", "1", "100"), ("1", "20", "5", "300")]
+RATINGS = [("1", "20", "5", "1500000300"), ("2", "10", "3", "1500000250"), ("1", "10", "1", "1500000100"), ("1", "20", "5", "1500000300")]
 FILMS = [("10", "Léon (1994)", ["Crime", "Drama"]), ("20", "A, B & C (1995)", []), ("30", "Unseen", ["Children's"])]
 FLAGS = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
          "Musical Mystery Romance Sci-Fi Thriller War Western").split()
@@ -42,13 +42,14 @@ def test_reads(layout, sequences):
     name, folder, ratings, _ = layout
     got = load(folder)
     assert (got.name, got.clock, got.user_ids.tolist()) == ("set", "time", ["1", "2"])
-    assert sequences(got) == {"1": [("10", 100), ("20", 300), ("20", 300)], "2": [("10", 250)]}
+    assert sequences(got) == {"1": [("10", 1500000100), ("20", 1500000300), ("20", 1500000300)], "2": [("10", 1500000250)]}
     # The film file is the catalogue: an unseen film is in it.
     assert got.items.to_numpy().tolist() == [["10", "Léon (1994)", "genres: Crime, Drama"],
                                              ["20", "A, B & C (1995)", ""], ["30", "Unseen", "genres: Children's"]]
-    assert got.notes == (f"Recognised: {name} ({ratings}).",
-                         f"{ratings}: every rating is an interaction, whatever its value.",
-                         "1 interactions stand there again, same user, item and time; all are kept.")
+    notes = [note for note in got.notes if "is not UTF-8" not in note and "are not used" not in note]
+    assert notes == [f"Recognised: {name} ({ratings}).",
+                     f"{ratings}: every rating is an interaction, whatever its value.",
+                     "1 interactions are there again, same user, item and time; all are kept."]
 
 
 def test_films_in_utf_8_are_read_as_such(write):
@@ -57,22 +58,23 @@ def test_films_in_utf_8_are_read_as_such(write):
     assert load(folder).items["title"].tolist() == ["Léon (1994)", "A, B & C (1995)", "Unseen"]
 
 
-def test_a_rated_film_without_a_line_keeps_its_id(layout):
+def test_a_rated_film_without_a_line_stays(layout):
     _, folder, ratings, films = layout
     path = folder / films
     path.write_bytes(path.read_bytes().replace(b"20|A", b"40|A").replace(b"20::", b"40::").replace(b"20,", b"40,"))
     got = load(folder)
-    assert got.items["title"].tolist() == ["Léon (1994)", "A, B & C (1995)", "Unseen", "20"]
-    assert f"{films}: 1 items have no text (1 no line at all), their id is their title." in got.notes
+    assert got.items["title"].tolist() == ["Léon (1994)", "A, B & C (1995)", "Unseen", ""]
+    assert got.items["item_id"].tolist()[3] == "20"
+    assert any(note.startswith(f"{films}: 1 of 4 items have no text (1 no line") for note in got.notes)
 
 
 def test_wrong_ratings(layout, refused):
     _, folder, ratings, films = layout
     path, first = folder / ratings, 1 + ratings.endswith("csv")
     good = path.read_bytes()
-    path.write_bytes(good.replace(b"250", b"soon"))
-    assert refused(load, folder) == f"{path}, line {first + 1}, column timestamp: 'soon' is not a finite number."
-    path.write_bytes(good.replace(b"250", b"2\t5:: 0,"))
+    path.write_bytes(good.replace(b"1500000250", b"soon"))
+    assert refused(load, folder) == f"{path}, line {first + 1}, column timestamp: 'soon' is neither a finite number nor a date like 2018-07-07 22:09:11."
+    path.write_bytes(good.replace(b"1500000250", b"2\t5:: 0,"))
     assert f"{path}, line {first + 1}: the row has 5 fields" in refused(load, folder)
     path.write_bytes(good + b"\n")
     assert refused(load, folder) == f"{path}, line {first + 4}: the line is blank, delete it."
@@ -85,7 +87,9 @@ def test_wrong_films(layout, refused):
     path, last = folder / films, 3 + films.endswith("csv")
     good = path.read_bytes()
     path.write_bytes(good.replace(b"30", b"10", 1))
-    assert refused(load, folder) == f"{path}, line {last}: film '10' has a line already."
+    assert any("1 lines describe an item again, 1 of them otherwise" in note for note in load(folder).notes)
+    path.write_bytes(good.replace(b"30", b"  ", 1))
+    assert refused(load, folder) == f"{path}, line {last}: '  ' is not an id."
     path.unlink()
     assert refused(load, folder).endswith(f"expected exactly one file {films}, found none.")
 
