@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Hashable
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from nullrec_lib import figures
+from nullrec_lib import figures, yaml_core
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import finished, run_many, stored, stored_ranks
@@ -31,6 +31,8 @@ COMMON = {"data", "clock", "clean", "missing_text", "core", "keep", "split", "mi
 """Fields that no row may have of its own: rows of a table share data, groups, seeds and budget."""
 
 PACKAGED = Path(__file__).parent / "grids"
+MOST = 100_000
+"""Runs of one grid."""
 SHOWN = ["tail_item", "head_item", "tail_user", "head_user", "tail_user_tail_item", "cold_item"]
 """Groups in the figures; the tables have all."""
 
@@ -78,17 +80,6 @@ class Grid:
 # Reading
 
 
-class _Strict(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys without a word."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load(grid: str | Path) -> Grid:
     """Read a grid file, or the packaged grid of that name.
 
@@ -100,9 +91,9 @@ def load(grid: str | Path) -> Grid:
         there = ", ".join(sorted(known.stem for known in PACKAGED.glob("*.yaml")))
         raise InputError(f"grid: {str(grid)!r} is neither a file nor one of {there}.")
     try:
-        text = path.read_text(encoding="utf-8")
-        return make(yaml.load(text, _Strict), path.stem, text)
-    except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
+        text = yaml_core.read(path)
+        return make(yaml_core.parse(text), path.stem, text)
+    except InputError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 
 
@@ -114,20 +105,19 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
     """
     if not isinstance(content, dict) or "method" not in content:
         raise InputError("a grid maps fields of a spec to values, rows among them: `method: [base, alphafuse]`.")
-    content = dict(content)
-    text = text or yaml.safe_dump(content, sort_keys=False)
-    name, reference = content.pop("name", stem), content.pop("reference", None)
-    if not (isinstance(name, str) and re.fullmatch(r"[\w.-]*\w[\w.-]*", name)):
+    asked_for = dict(content)
+    name, reference = asked_for.pop("name", stem), asked_for.pop("reference", None)
+    if not (isinstance(name, str) and re.fullmatch(r"[\w.-]*\w[\w.-]*", name) and len(name.encode()) <= 200):
         raise InputError(f"name: {name!r} must be a plain folder name, it becomes one under reports/.")
-    given = {key: _value(key, value) for key, value in content.items()}
+    given = {key: _value(key, value) for key, value in asked_for.items()}
     axes = {key: given.get(key, [Spec.__dataclass_fields__[key].default]) for key in VARY}
-    for key in VARY:
-        if key != "method" and (wrong := [value for value in axes[key] if isinstance(value, list | dict)]):
-            raise InputError(f"{key}: {wrong[0]!r} is not a value.")
+    if (runs := math.prod(map(len, axes.values()))) > MOST:
+        raise InputError(f"a grid of {runs:,} runs is too large, split it into files of at most {MOST:,}.")
     rows = [_row(entry) for entry in axes["method"]]
     labels = [label for label, _, _ in rows]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise InputError(f"method: two rows are called {twice[0]!r}; give one a `label`.")
+    twice, times = Counter(labels).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"method: two rows are called {twice!r}; give one a `label`.")
     if reference is not None and reference not in labels:
         raise InputError(f"reference: no row is called {reference!r}; there are {', '.join(labels)}.")
 
@@ -150,8 +140,10 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
         raise InputError(f"nothing is left to run: {' '.join(skipped)}")
     if unheard := [key for key in given if key not in heard]:
         raise InputError(f"{unheard[0]}: no row of this grid reads it, so it would change nothing.")
-    for rate, seed in product(axes["lr"], axes["seed"]):  # a wrong one is refused here and not halfway through
-        Spec(method="base", lr=rate, seed=seed)
+    for key in ("lr", "seed"):  # a wrong one is refused here and not halfway through
+        for value in axes[key]:
+            Spec(method="base", **{key: value})
+    text = text or yaml_core.dump(content)
     return Grid(name, text, tuple(cells), tuple(map(float, axes["lr"])), tuple(axes["seed"]), reference, tuple(skipped))
 
 
@@ -159,23 +151,29 @@ def _value(key: Any, value: Any) -> Any:
     """A field's value, or the list of values of a field that may vary."""
     _known(key)
     if key not in VARY:
-        if isinstance(value, (list, dict)):
+        if isinstance(value, (list, tuple, dict)):
             raise InputError(f"{key}: only {', '.join(VARY)} may be lists; give one value, and variants as rows: "
                              f"`method: [{{method: alphafuse, {key}: …}}]`.")
-        return _number(key, value)
-    values = [_number(key, one) for one in (value if isinstance(value, list) else [value])]
-    if not values or any(values.count(one) > 1 for one in values):
+        return _plain(key, value)
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if key != "method":
+        values = [_plain(key, entry) for entry in values]
+    if not values or key != "method" and len(set(values)) < len(values):
         raise InputError(f"{key}: a list needs at least one value, and none twice.")
     return values
 
 
-def _number(key: str, value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for text (it wants 1.0e-3)."""
-    if isinstance(value, str) and "float" in _TYPES[key]:
-        try:
-            return float(value)
-        except ValueError:
-            pass  # Spec says what is wrong
+def _plain(key: str, value: Any) -> Any:
+    """A single value, of which a Spec can say the rest: it takes True for 1.0 and cannot make every whole number a float.
+    A text goes into files and may name some."""
+    if not isinstance(value, str | int | float | None):
+        raise InputError(f"{key}: {value!r} is not a value.")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise InputError(f"{key}: a number of hundreds of digits is too large.")
+    if isinstance(value, bool) and "bool" not in _TYPES[key]:
+        raise InputError(f"{key}: {value!r} is not of type {_TYPES[key]}.")
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise InputError(f"{key}: {value!r} holds characters that no file may have.")
     return value
 
 
@@ -194,12 +192,15 @@ def _row(entry: Any) -> tuple[str, str, dict[str, Any]]:
         if key in COMMON:
             raise InputError(f"{key}: rows of a table have it in common; give it for the whole grid.")
     method = own.pop("method", None)
-    if not isinstance(method, Hashable) or method not in {**METHODS, **RULES}:
+    if not isinstance(method, str) or method not in {**METHODS, **RULES}:
         raise InputError(f"method: {method!r} is not one of {', '.join([*METHODS, *RULES])}.")
-    label = own.pop("label", " ".join([method, *(f"{key}={value}" for key, value in own.items())]))
-    if not isinstance(label, str) or not label.strip() or "|" in label:
-        raise InputError(f"label: {label!r} must be text without |.")
-    return label, method, {key: _number(key, value) for key, value in own.items()}
+    label = own.pop("label", None)
+    own = {key: _plain(key, value) for key, value in own.items()}
+    if label is None:
+        label = " ".join([method, *(f"{key}={value}" for key, value in own.items())])
+    if not isinstance(label, str) or not label.strip() or "|" in label or not label.isprintable():
+        raise InputError(f"label: {label!r} must be text on one line, without |.")
+    return label, method, own
 
 
 # Running

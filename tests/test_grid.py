@@ -37,7 +37,7 @@ def made(tmp_path, encoder):
 
 @pytest.mark.parametrize("text, said", [
     ("", "maps fields"), ("- base", "maps fields"), ("data: shop", "maps fields"),
-    ("method: [base", "mine.yaml: while"),
+    ("method: [base", "mine.yaml: line 1: "),
     ("method: base\nepoch: 3", "epoch: there is no such field; the closest is epochs"),
     ("method: base\nlr: 0.1\nlr: 0.2", "lr is given twice"),
     ("method: base\nbackbone: [[sasrec]]", "backbone: ['sasrec'] is not a value"),
@@ -57,9 +57,9 @@ def made(tmp_path, encoder):
     ("method: [{method: alphafuse, nul_dim: 3}]", "nul_dim: there is no such field; the closest is null_dim"),
     ("method: [{method: alphafuse, lr: 0.1}]", "lr: rows of a table have it in common"),
     ("method: [{label: a}]", "method: None is not one of"),
-    ("method: [base, base]", "none twice"), ("method: [base, {method: base}]", "two rows are called 'base'"),
+    ("method: [base, base]", "two rows are called 'base'"), ("method: [base, {method: base}]", "two rows are called 'base'"),
     ("method: [base, {method: alphafuse, label: base}]", "two rows are called 'base'"),
-    ("method: [{method: base, label: a|b}]", "label: 'a|b' must be text without"),
+    ("method: [{method: base, label: a|b}]", "label: 'a|b' must be text on one line, without"),
     ("method: base\nreference: bass", "reference: no row is called 'bass'; there are base"),
     ("method: base\nname: ../up", "name: '../up' must be a plain folder name"),
     ("method: base\nname: ..", "name: '..'"),
