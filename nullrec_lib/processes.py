@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 Item = TypeVar("Item")
 
 PRELOADED = "nullrec_lib.experiments"
@@ -153,6 +155,7 @@ def _serve(connection: Connection) -> None:
     for name in {"SIGINT", "SIGHUP"} & set(dir(signal)):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own lock is the system's, which a killed process leaves behind
     while True:
         try:
             connection.send_bytes(_answer(connection.recv_bytes()))
