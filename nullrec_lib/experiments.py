@@ -328,7 +328,7 @@ def stored_ranks(specs: list[Spec], root: Path = Path("runs")) -> dict[str, dict
     """
     found = {}
     for folder in {_finished(spec, root) for spec in specs}:
-        ranks, _ = read_tensors(folder / RANKS, ["test_user"], MADE_ANEW)
+        ranks, _ = read_tensors(folder / RANKS, ["test_user"], again=MADE_ANEW)
         found[folder.name] = {name: rank.numpy() for name, rank in ranks.items() if name.startswith("test_")}
     return found
 

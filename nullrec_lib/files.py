@@ -115,17 +115,17 @@ def write_json(path: Path, content: Any) -> None:
     JSON passes over.
     """
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text + _blank(text.encode()) + "\n")
+    write_text(path, text + _blank(zlib.crc32(text.encode())) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None) -> None:
-    """Write safetensors atomically; `about` goes into the file's header as JSON under the key `about`, and a checksum
-    over it and all tensors under `crc32`."""
+    """Write safetensors atomically; `about` goes into the file's header as JSON under the key `about`, and behind it the
+    CRC-32 over it and all tensors, in blanks and tabs as in `write_json`: of two keys the order would be drawn by chance,
+    and the same content would be two files."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {} if about is None else {"about": json.dumps(about)}
-    metadata["crc32"] = _tensors_crc32(tensors, metadata.get("about", ""))
+    text = json.dumps(about or {})
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={"about": text + _blank(_crc32(tensors, text))})
 
 
 # Reading
@@ -146,21 +146,22 @@ def read_json(path: Path, needs: Iterable[str] | None = None, again: str = AGAIN
         if not text:
             raise ValueError("it is empty")
         body, _, last = text.removesuffix(b"\n").rpartition(b"\n")
-        if re.fullmatch(rb"[ \t]{32}", last) and _blank(body + b"\n").encode() != last:
+        if re.fullmatch(rb"[ \t]{32}", last) and _blank(zlib.crc32(body + b"\n")).encode() != last:
             raise ValueError("its content does not match its checksum")
         content = json.loads(text.decode("utf-8"))
-        if needs is not None and not (isinstance(content, dict) and all(key in content for key in needs)):
-            raise ValueError(f"it does not hold {', '.join(needs) or 'a mapping'}")
+        if needs is not None:
+            _has(path, content, needs, again)
     return content
 
 
 def read_tensors(
-    path: Path, needs: Iterable[str] = (), again: str = AGAIN
+    path: Path, needs: Iterable[str] = (), about: Iterable[str] = (), again: str = AGAIN
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, on the CPU, and what `write_tensors` was told about them ({}: nothing).
 
     Args:
         needs: names that must be among the tensors.
+        about: keys that must be among what was told.
         again: what to do when it is damaged, as a clause.
 
     Raises:
@@ -170,17 +171,21 @@ def read_tensors(
         if not Path(path).stat().st_size:
             raise ValueError("it is empty")
         with safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
+            text = (opened.metadata() or {}).get("about", "{}")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        written = metadata.get("crc32")
-        if written is not None and written != _tensors_crc32(tensors, metadata.get("about", "")):
+        body, last = text[:-32], text[-32:]
+        if re.fullmatch(r"[ \t]{32}", last) and _blank(_crc32(tensors, body)) != last:
             raise ValueError("its content does not match its checksum")
-        if lacking := [name for name in needs if name not in tensors]:
-            raise ValueError(f"it does not hold {', '.join(lacking)}")
-        about = json.loads(metadata.get("about", "{}"))
-        if not isinstance(about, dict):
-            raise ValueError("its header is no mapping")
-    return tensors, about
+        told = json.loads(text)
+        _has(path, tensors, needs, again)
+        _has(path, told, about, again)
+    return tensors, told
+
+
+def _has(path: Path, content: Any, needs: Iterable[str], again: str) -> None:
+    lacking = [name for name in needs if name not in content] if isinstance(content, dict) else ["a mapping"]
+    if lacking:
+        raise DamagedFile(f"{path}: is not what belongs there (it does not hold {', '.join(lacking)}); {again}.")
 
 
 @contextmanager
@@ -188,6 +193,8 @@ def _reading(path: Path, again: str) -> Iterator[None]:
     """Turn all that reading and parsing a file may raise into one sentence that names it."""
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise DamagedFile(f"{path}: is missing; {again.removeprefix('remove it, and ')}.") from None
     except MemoryError:
@@ -199,18 +206,18 @@ def _reading(path: Path, again: str) -> Iterator[None]:
         raise DamagedFile(f"{path}: is damaged ({why}); {again}.") from None
 
 
-def _blank(text: bytes) -> str:
-    return f"{zlib.crc32(text):032b}".replace("0", " ").replace("1", "\t")
+def _blank(crc: int) -> str:
+    return f"{crc:032b}".replace("0", " ").replace("1", "\t")
 
 
-def _tensors_crc32(tensors: dict[str, torch.Tensor], about: str) -> str:
-    """8 hex digits over names, dtypes, shapes and bytes, in the order of names, and over `about`."""
+def _crc32(tensors: dict[str, torch.Tensor], about: str) -> int:
+    """Over names, dtypes, shapes and bytes, in the order of names, and over `about`."""
     crc = zlib.crc32(about.encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         if tensor.numel():
             crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
+    return crc
 
 
 # Folders

@@ -326,7 +326,7 @@ def _checkpoint(model: Recommender, optimiser, history: list, folder: Path) -> N
 def _resume(model: Recommender, optimiser, folder: Path) -> list[dict[str, Any]]:
     """Load the checkpoint in `folder` into model and optimiser; its history so far."""
     path, again = folder / CHECKPOINT, "remove it, and the same command trains from the beginning"
-    tensors, about = read_tensors(path, again=again)
+    tensors, about = read_tensors(path, about=["history"], again=again)
     kept: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}}
     try:
         for name, tensor in tensors.items():

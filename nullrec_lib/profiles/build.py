@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -14,14 +15,14 @@ from nullrec_lib.data.interactions import Dataset, cut
 from nullrec_lib.data.splits import Split
 from nullrec_lib.data.splits import split as make_split
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone, write_json
+from nullrec_lib.files import DamagedFile, agree, alone, read_json, write_json
 from nullrec_lib.language.encoder import DEFAULT, embed_texts, identity
 from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.language.writers import writer as make_writer
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.convergence import distances
 from nullrec_lib.profiles.loop import Built, Loop, finished, plan
-from nullrec_lib.profiles.store import Store
+from nullrec_lib.profiles.store import FILE, Store
 from nullrec_lib.profiles.visible import Visible, visible
 
 ASKED = "asked.json"
@@ -77,7 +78,7 @@ def build(
                        "templates": prompts.VERSION}
     with alone(out):  # two processes that share a folder agree on what is built there
         _claim(Path(out), made_of)
-    if (done := finished(out)) is not None:
+    if (done := _whole(out)) is not None:
         say(f"{data}, {split}: finished already, in {out}.")
         return done
     say(f"{data}, {split}: at most {counts['all']:,} texts ({counts['user']:,} of users, {counts['item']:,} of items, "
@@ -87,6 +88,18 @@ def build(
     if hasattr(who, "estimate"):
         say(_cost(who, loop.opening(mode), counts["all"]))
     return loop.run(mode, rounds, epsilon, made_of)
+
+
+def _whole(out: Path) -> Built | None:
+    """The record of a build that has finished and is whole. Of another what is missing is written again, and no more."""
+    try:
+        done = finished(out)
+    except DamagedFile:
+        return None
+    if done is None or not (Path(out) / FILE).is_file():
+        return None
+    with closing(Store(out, create=True)) as store:
+        return done if store.whole() else None
 
 
 def material(data: str, split: str, keep: str | None) -> tuple[Dataset, Split]:
@@ -118,14 +131,16 @@ def resume(folder: Path) -> tuple[Loop, Visible]:
     path = Path(folder) / ASKED
     if not path.is_file():
         raise InputError(f"{folder}: no profiles were built here; `nullrec profiles build --out` makes some.")
-    asked = json.loads(path.read_text(encoding="utf-8"))
+    asked = read_asked(folder)
     dataset, parts, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
                                        asked["limit_users"], asked["seed"], asked["settings"])
     if (dataset.fingerprint(), parts.fingerprint()) != (asked["data_fingerprint"], asked["split_fingerprint"]):
         raise InputError(f"{folder}: was built from {asked['data']} as it was then, and the data have changed since.")
     if who.revision != asked["revision"]:
         raise InputError(f"{folder}: was built by {asked['writer']} as it was then, and it has changed since.")
-    return Loop(seen, _ids(dataset), who, folder, partial(embed_texts, encoder=asked["encoder"]), asked["seed"]), seen
+    loop = Loop(seen, _ids(dataset), who, folder, partial(embed_texts, encoder=asked["encoder"]), asked["seed"])
+    loop.store.check()
+    return loop, seen
 
 
 def own_user(folder: Path, most: int = 500) -> dict[str, float]:
@@ -193,25 +208,41 @@ def examples(
         return loop.store.pairs(), list(seen.texts)
 
 
+def read_asked(folder: Path) -> dict[str, Any]:
+    """What the build in a folder was asked for.
+
+    Raises:
+        DamagedFile: it is missing or not whole.
+    """
+    needs = ["data", "split", "keep", "writer", "mode", "cuts", "limit_users", "encoder", "seed", "settings", "revision",
+             "data_fingerprint", "split_fingerprint"]
+    return read_json(Path(folder) / ASKED, needs, "remove it, and the same `nullrec profiles build` writes it again")
+
+
 def _claim(out: Path, asked: dict[str, Any]) -> None:
     """Write down what a folder is for, once.
 
     Raises:
         InputError: it is for something else.
     """
-    path = out / ASKED
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        # Of the settings one alone, which decides the prompts: what else can change a text is in the revision.
-        flat = lambda one: {name: value for name, value in one.items() if name != "settings"} | {
-            "context": one["settings"].get("context")}
-        refuse_old(out, found)
-        mine, theirs = flat(asked), flat(found)
-        differ = sorted(name for name in theirs if mine.get(name) != theirs[name])  # an older build may not say all
-        if differ:
-            raise InputError(f"{out}: holds other profiles ({', '.join(differ)} differ); choose another folder.")
-        return
-    write_json(path, asked)
+    # Of the settings one alone, which decides the prompts: what else can change a text is in the revision.
+    flat = lambda one: one | {"settings": {"context": one["settings"].get("context")}}
+    there = read_asked(out) if (out / ASKED).exists() else _asked_of_record(out)
+    if there is not None:
+        refuse_old(out, there)
+        agree(out, "other profiles", flat(there), flat(asked))
+    elif (out / FILE).is_file():  # whose its profiles are nobody knows; its texts say themselves what made them
+        with closing(Store(out, create=True)) as store:
+            store.unname()
+    if not (out / ASKED).exists():
+        write_json(out / ASKED, asked)
+
+
+def _asked_of_record(out: Path) -> dict[str, Any] | None:
+    try:
+        return done.asked if (done := finished(out)) is not None else None
+    except DamagedFile:
+        return None
 
 
 def refuse_old(folder: Path | str, asked: dict[str, Any]) -> None:

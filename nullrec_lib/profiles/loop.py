@@ -10,7 +10,6 @@ whole users got their last one. Run again, it asks the store first and goes on w
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,13 +19,13 @@ import numpy as np
 import torch
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import write_json
+from nullrec_lib.files import DamagedFile, read_json, write_json
 from nullrec_lib.kernels.overlap import Neighbours, Queries, overlap
 from nullrec_lib.language.writers import Prompt, Writer
 from nullrec_lib.language.writers.extractive import Extractive
 from nullrec_lib.profiles import prompts
 from nullrec_lib.profiles.convergence import Rate, distances, geometric_rate, mean_cosine
-from nullrec_lib.profiles.store import Store, Text
+from nullrec_lib.profiles.store import BUILT, Store, Text
 from nullrec_lib.profiles.visible import Visible
 from nullrec_lib.progress import bar
 
@@ -39,8 +38,6 @@ COMPARED = 500
 
 AGAIN = 100
 """Prompts of the last round, at most, that are answered under a second seed."""
-
-BUILT = "build.json"
 
 Encode = Callable[[list[str]], np.ndarray]
 
@@ -85,14 +82,21 @@ class Built:
 
 
 def finished(folder: Path) -> Built | None:
-    """The record of the build in a folder, if it has finished."""
+    """The record of the build in a folder, if it has finished.
+
+    Raises:
+        DamagedFile: it is not whole.
+    """
     path = Path(folder) / BUILT
-    if not path.is_file():
+    if not path.exists():
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
-    told["rounds"] = [Round(**done) for done in told["rounds"]]
-    told["rates"] = {side: rate and Rate(**rate) for side, rate in told["rates"].items()}
-    return Built(**told)
+    told = read_json(path, ["asked", "rounds", "rates"])
+    try:
+        told["rounds"] = [Round(**done) for done in told["rounds"]]
+        told["rates"] = {side: rate and Rate(**rate) for side, rate in told["rates"].items()}
+        return Built(**told)
+    except (TypeError, AttributeError):
+        raise DamagedFile(f"{path}: is no record of a build; remove it, and the same command makes it again.") from None
 
 
 def plan(visible: Visible, mode: str, rounds: int) -> dict[str, int]:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import write_tensors
+from nullrec_lib.files import DamagedFile, read_tensors, write_tensors
 from nullrec_lib.language.encoder import embed_texts
-from nullrec_lib.profiles.build import ASKED
+from nullrec_lib.profiles.build import read_asked
 from nullrec_lib.profiles.loop import finished
 from nullrec_lib.profiles.store import Store
 
@@ -71,7 +70,7 @@ def _sha256(path: Path, changed: int) -> str:
 
 @lru_cache(maxsize=8)
 def _texts_sha256(base: Path, changed: int) -> str:
-    asked = json.loads((base.parent / ASKED).read_text(encoding="utf-8"))
+    asked = read_asked(base.parent)
     said = [(one.kind, one.id, one.cut, one.text) for some in Store(base.parent).last().values() for one, _ in some]
     return hashlib.sha256(json.dumps([asked["encoder"], sorted(said, key=str)]).encode()).hexdigest()
 
@@ -86,7 +85,7 @@ def load(folder: Path) -> Vectors:
     if path.is_file():
         return _read(path)
     identity(folder)
-    asked = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8"))
+    asked = read_asked(folder)
     said = Store(folder).last()
     items, cuts = ([one for one, _ in said.get(key, [])] for key in (("item", False), ("user", True)))
     if not items and not cuts:
@@ -104,14 +103,13 @@ def store(folder: Path, vectors: Vectors) -> None:
 
 
 def _read(path: Path) -> Vectors:
-    try:
-        with safe_open(path, "np") as opened:
-            about = json.loads(opened.metadata()["about"])
-            tensors = {name: opened.get_tensor(name) for name in ("items", "users", "cuts")}
-        return Vectors(about.pop("item_ids"), tensors["items"], about.pop("user_ids"), tensors["cuts"],
-                       tensors["users"], about)
-    except Exception as error:  # safetensors' own, KeyError, JSON: all mean that it is not what it should be
-        raise InputError(f"profiles: {path} is damaged ({type(error).__name__}: {error}); make it again.") from None
+    tensors, about = read_tensors(path, ("items", "users", "cuts"), ("item_ids", "user_ids", "encoder", "split_fingerprint"),
+                                  "remove it, and the same `nullrec profiles best` makes it again")
+    items, users, cuts = (tensors[name].numpy() for name in ("items", "users", "cuts"))
+    read = Vectors(about.pop("item_ids"), items, about.pop("user_ids"), cuts, users, about)
+    if len(read.item_ids) != len(items) or not len(read.user_ids) == len(users) == len(cuts):
+        raise DamagedFile(f"{path}: holds more vectors than ids, or fewer; make it again.")
+    return read
 
 
 def item_rows(vectors: Vectors, item_ids: list[str], texts: np.ndarray) -> np.ndarray:
