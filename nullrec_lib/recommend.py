@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,9 @@ import torch
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC
+from nullrec_lib.files import read_json
 from nullrec_lib.kernels.rank import top_k
-from nullrec_lib.preparing import build, prepare
+from nullrec_lib.preparing import Prepared, build, prepare
 from nullrec_lib.spec import RESULTS_VERSION, Spec
 from nullrec_lib.training import BEST, Recommender, Scorer, load_weights
 
@@ -24,6 +26,7 @@ def recommend(
     top: int = 10,
     keep_history: bool = False,
     root: Path = Path("runs"),
+    data: str | None = None,
 ) -> pd.DataFrame:
     """The `top` items after a history, with raw scores (scoring protocol `authors`, earlier items left out).
 
@@ -32,8 +35,9 @@ def recommend(
         history: oldest first; item ids of the source, or beginnings of titles that only one item has. The model
             sees the newest `history_length`.
         keep_history: earlier items may be recommended again.
+        data: where the run's data lie now; None looks where they were, around the run's folder and under $NULLREC_DATA.
 
-    Returns: rank (from 1), item_id, title, score; ties in catalogue order.
+    Returns: rank (from 1), item_id, title, score; ties in catalogue order. No row where the history is the whole catalogue.
 
     Raises:
         InputError: no finished run there, its data are not what they were, an item that is not (or not alone) in
@@ -45,16 +49,7 @@ def recommend(
     folder = Path(run) if (Path(run) / SPEC).exists() else Path(root) / run
     if not (folder / RESULT).exists():
         raise InputError(f"{run}: neither a folder of a finished run nor the key of one under {root}/.")
-    stored = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    try:
-        spec = Spec(**stored["spec"])
-    except TypeError as error:
-        raise InputError(f"{folder}: was made by another version of nullrec ({error}); run it again.") from None
-    if stored.get("version", RESULTS_VERSION) != RESULTS_VERSION:
-        raise InputError(f"{folder}: results are made in another way since this run; run it again.")
-    prepared = prepare(spec)
-    if spec.key(prepared.dataset.fingerprint()) != stored["key"]:
-        raise InputError(f"{folder}: {spec.data} or its encoder has changed since this run; run it again.")
+    spec, prepared = _prepared(folder, data)
     items = prepared.dataset.items
     seen = [_find(items, name) for name in history]
     if not seen and spec.min_history > 0:
@@ -85,10 +80,56 @@ def recommend(
     return found.assign(score=scores[: len(best)])
 
 
+def _prepared(folder: Path, data: str | None) -> tuple[Spec, Prepared]:
+    """A run's spec and what it reads, found again by their content wherever they lie now."""
+    stored = read_json(folder / SPEC, ("key", "spec"))
+    if stored.get("version", RESULTS_VERSION) != RESULTS_VERSION:
+        raise InputError(f"{folder}: results are made in another way since this run; run it again.")
+    try:
+        spec = Spec(**stored["spec"])
+    except TypeError as error:
+        raise InputError(f"{folder}: was made by another version of nullrec ({error}); run it again.") from None
+    moved = {name: _nearby(getattr(spec, name), folder) for name in ("encoder", "profiles")}
+    spec = replace(spec, **{name: path for name, path in moved.items() if path is not None})
+    failure = None
+    for place in [data] if data is not None else _places(spec.data, folder):
+        try:
+            prepared = prepare(replace(spec, data=place))
+        except InputError as error:
+            failure = failure or error
+            continue
+        if replace(spec, data=place).key(prepared.dataset.fingerprint()) == stored["key"]:
+            return replace(spec, data=place), prepared
+        failure = InputError(f"{folder}: {place} or the encoder is not what it was for this run; run it again, or name its "
+                             "data (--data) where they have moved.")
+    raise failure
+
+
+def _places(data: str, folder: Path) -> list[str]:
+    """Where a run's data may lie: as they were named, from one of the folders around the run, under $NULLREC_DATA."""
+    home = os.environ.get("NULLREC_DATA", "")
+    under = [Path(home) / Path(data).name] if home and Path(data).name else []
+    return list(dict.fromkeys([data, *_around(data, folder), *(str(path) for path in under if path.is_dir())]))
+
+
+def _around(path: str, folder: Path) -> list[str]:
+    """Where a relative path leads from the folders around the run."""
+    if not path or Path(path).is_absolute():
+        return []
+    return [str(parent / path) for parent in folder.resolve().parents if (parent / path).exists()]
+
+
+def _nearby(path: str | None, folder: Path) -> str | None:
+    """A path that is not there, as seen from around the run; None where that changes nothing."""
+    return next(iter(_around(path, folder)), None) if path and not Path(path).exists() else None
+
+
 def _find(items: pd.DataFrame, name: str) -> int:
     """The item whose id is `name`, or the only one whose title begins with it (upper and lower case alike)."""
-    name = name.strip()
     same = items.index[items["item_id"] == name]
+    name = name.strip()
+    if not len(same):
+        same = items.index[items["item_id"] == name]
     if not len(same) and name:
         same = items.index[items["title"].str.casefold().str.startswith(name.casefold())]
     if len(same) == 1:
@@ -100,4 +141,5 @@ def _find(items: pd.DataFrame, name: str) -> int:
     names = {word.casefold(): word for word in [*items["title"], *items["item_id"]] if word}
     close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
     hint = f"; the closest are {', '.join(names[word] for word in close)}" if close else ""
-    raise InputError(f"history: {name!r} is neither an item id nor the beginning of a title{hint}.")
+    raise InputError(f"history: {name!r} is neither an item id nor the beginning of a title{hint}; where there is "
+                     "a comma in it, give each item by --item.")

@@ -15,7 +15,9 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import run
 from nullrec_lib.preparing import build, prepare
 from nullrec_lib.recommend import recommend
+from nullrec_lib.spec import Spec
 from nullrec_lib.training import Scorer
+from tests.data.layouts import Sample, recbole
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_changed_data_are_noticed(stored, tmp_path):
     for name in ("result.json", "spec.json"):
         (tmp_path / name).write_text((folder / name).read_text())
     (tmp_path / "spec.json").write_text(json.dumps(spec | {"key": "0" * 12}))
-    with pytest.raises(InputError, match="has changed since this run"):
+    with pytest.raises(InputError, match="is not what it was for this run"):
         recommend(tmp_path, ["x"])
     (tmp_path / "spec.json").write_text(json.dumps(spec | {"spec": spec["spec"] | {"forgotten": 1}}))
     with pytest.raises(InputError, match="made by another version of nullrec .*forgotten"):
@@ -158,3 +160,55 @@ def test_the_command_by_key(tiny, tmp_path, monkeypatch):
                                    for row, line in zip(rows, shown, strict=True))
     wrong = CliRunner().invoke(app, ["recommend", key, "--history", "no such thing"])
     assert wrong.exit_code == 2 and "neither an item id" in wrong.stderr
+
+
+ODD = ["a,b", "-x", "i 3", "../../etc", "plain", "sixth"]
+EVENTS = tuple((f"u{n % 12}", ODD[(n * n + n // 12) % 6], 1_500_000_000 + n) for n in range(60))
+
+
+@pytest.fixture
+def moving(tmp_path, monkeypatch):
+    """A folder `work` with data whose ids are odd, and a finished run of theirs; the current folder is there."""
+    work = tmp_path / "work"
+    recbole(work / "data" / "odd", Sample(tuple((item, f"Salt, pepper {n}") for n, item in enumerate(ODD)), EVENTS))
+    monkeypatch.chdir(work)
+    run(Spec(data="data/odd", method="popularity"), folder=work / "runs" / "mine")
+    return work
+
+
+def command(*words):
+    result = CliRunner().invoke(app, ["recommend", *map(str, words)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("item", [*ODD, "Salt, pepper 0"])
+def test_any_id_or_title_can_be_named(moving, item):
+    status, shown, error = command("runs/mine", f"--item={item}", "--top", 9)
+    assert status == 0 and len(shown.splitlines()) == 5, error
+    assert command("runs/mine", "--history", "plain", f"--item={item}", "--top", 9)[0] == 0
+
+
+def test_a_history_that_is_the_whole_catalogue_gets_a_sentence(moving):
+    every = [f"--item={item}" for item in ODD]
+    status, shown, _ = command("runs/mine", *every)
+    assert status == 0 and "every item of the catalogue" in shown
+    assert recommend("runs/mine", ODD).empty and len(recommend("runs/mine", ODD, keep_history=True)) == 6
+
+
+def test_data_that_moved_are_found_by_their_content_or_named(moving, tmp_path, monkeypatch):
+    want = recommend("runs/mine", ["plain"])
+    monkeypatch.chdir(tmp_path)  # another folder: the data are seen from one around the run
+    assert recommend(moving / "runs" / "mine", ["plain"]).equals(want)
+    other = tmp_path / "data" / "odd"  # other data where the name leads from here
+    recbole(other, Sample(tuple((item, "New") for item in ODD), EVENTS))
+    assert recommend(moving / "runs" / "mine", ["plain"]).equals(want)
+    (moving / "data" / "odd").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "elsewhere.inter").write_bytes((tmp_path / "elsewhere" / "odd.inter").read_bytes())
+    (tmp_path / "elsewhere" / "elsewhere.item").write_bytes((tmp_path / "elsewhere" / "odd.item").read_bytes())
+    status, _, error = command(moving / "runs" / "mine", "--item", "plain")
+    assert status == 2 and "--data" in error and len(error.splitlines()) == 1
+    assert recommend(moving / "runs" / "mine", ["plain"], data="elsewhere").equals(want)
+    monkeypatch.setenv("NULLREC_DATA", str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "kept" / "odd")
+    assert recommend(moving / "runs" / "mine", ["plain"]).equals(want)

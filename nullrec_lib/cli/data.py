@@ -20,12 +20,15 @@ def describe(
     core: Annotated[Optional[int], typer.Option(
         help="Filter out users and items with fewer interactions, over and over.")] = None,
     keep: Annotated[Optional[str], typer.Option(help="first:N or last:N interactions per user, after that.")] = None,
+    clean: Annotated[bool, typer.Option("--clean/--no-clean", help="Take markup and entities out of texts.")] = True,
+    missing_text: Annotated[str, typer.Option(
+        help="mean: items without text stay, refuse: they are an error.")] = "mean",
     as_json: AsJson = False,
 ) -> None:
     """Counts, lengths, clock and notes of a data set; every problem in its files is named with its place."""
     from nullrec_lib import data as data_sets
 
-    described = data_sets.cut(data_sets.core(data_sets.load(path), core), keep).describe()
+    described = data_sets.cut(data_sets.core(data_sets.load(path, clean=clean, missing_text=missing_text), core), keep).describe()
     if as_json:
         print(json.dumps(described, ensure_ascii=False))
         return

@@ -179,18 +179,30 @@ def reproduce(
 def recommend(
     run: Annotated[str, typer.Argument(help="A run folder, or the key of one under runs/.")],
     history: Annotated[str, typer.Option(
-        help="Items, oldest first, with commas between: ids of the source, or beginnings of titles.")],
+        help="Items, oldest first, with commas between: ids of the source, or beginnings of titles.")] = "",
+    item: Annotated[Optional[list[str]], typer.Option(
+        help="The next item of the history; once for each. For ids and titles with commas in them.")] = None,
     top: Annotated[int, typer.Option(help="Items to list.")] = 10,
     keep_history: Annotated[bool, typer.Option("--keep-history", help="List items of the history too.")] = False,
+    data: Annotated[Optional[str], typer.Option(help="Where the run's data lie now, if they have moved.")] = None,
+    root: Annotated[Path, typer.Option(help="Where keys of runs are looked up.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """What a finished run would recommend after a history."""
+    """What a finished run would recommend after a history.
+
+    \b
+    nullrec recommend runs/mine --history item-0007,item-0042
+    nullrec recommend runs/mine --item "Salt, Pepper & Co" --item item-0042
+    """
     from nullrec_lib.recommend import recommend as recommend_after
 
-    found = recommend_after(run, [name for name in history.split(",") if name.strip()], top, keep_history)
+    names = [name for name in history.split(",") if name.strip()] + (item or [])
+    found = recommend_after(run, names, top, keep_history, root, data)
     if as_json:
         print(json.dumps(found.to_dict("records"), ensure_ascii=False))
         return
+    if found.empty:
+        print("Nothing is left to recommend: every item of the catalogue is in the history (--keep-history lists them).")
     for row in found.itertuples():
         print(f"{row.rank:>4}  {row.score:>10.4f}  {row.item_id:<16}  {row.title}")
 
