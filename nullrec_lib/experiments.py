@@ -23,7 +23,7 @@ from nullrec_lib.language.encoder import short_name
 from nullrec_lib.machine import choose_device, environment, peak_memory_mb
 from nullrec_lib.methods import METHODS, RULES
 from nullrec_lib.nullspace import preservation
-from nullrec_lib.preparing import Prepared, arguments, build, fingerprint, prepare
+from nullrec_lib.preparing import Prepared, arguments, build, fingerprint, prepare, resolved
 from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import RESULTS_VERSION, Spec
@@ -71,6 +71,7 @@ def run(
 
 def _run_once(spec: Spec, root: Path, folder: Path | None, threads: int, device: str, memory_mb: int):
     """`run` with its arguments checked: find the folder, return what is finished there, or do the work alone."""
+    spec = resolved(spec)
     prepared = prepare(spec)
     key = spec.key(prepared.dataset.fingerprint())
     folder = Path(folder) if folder else root / key
@@ -270,7 +271,8 @@ def run_many(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, jobs or (2 if torch.cuda.is_available() else cores // threads))  # processes on one GPU take turns
-    for spec in {(s.data, s.clock, s.core, s.encoder, s.template, s.profiles, s.reads_language): s for s in specs}.values():
+    inputs = lambda s: (s.data, s.clock, s.clean, s.missing_text, s.core, s.encoder, s.template, s.profiles, s.reads_language)
+    for spec in {inputs(spec): spec for spec in specs}.values():
         prepare(spec)
     call = partial(work, root=Path(root), threads=threads, **options)
     failures = {}
@@ -363,4 +365,4 @@ def _finished(spec: Spec, root: Path) -> Path:
 
 
 def _folder(spec: Spec, root: Path) -> Path:
-    return Path(root) / spec.key(fingerprint(spec))
+    return Path(root) / resolved(spec).key(fingerprint(spec))

@@ -19,6 +19,7 @@ from nullrec_lib.language.encoder import DEFAULT, embed_items, identity, item_te
 from nullrec_lib.language.encoders import sentence
 from nullrec_lib.language.encoders.folders import weights_sha256
 from nullrec_lib.language.encoders.sentence import KNOWN_WEIGHTS, find
+from nullrec_lib.nullspace import decompose
 
 PACKAGE = sentence.OFFLINE_PACKAGES[DEFAULT]
 needs_weights = pytest.mark.skipif(find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed")
@@ -94,12 +95,12 @@ def test_embeddings_are_made_once_and_kept_with_a_record(tmp_path, model, encode
     cache = tmp_path / "cache"
     rows = embed_items(ITEMS, str(model), cache)
     assert rows.shape == (4, 32) and rows.dtype == np.float32
-    assert encoded == [["Red chair. Oak. Seats one.", "Lamp", "No title", ""]]
+    assert encoded == [["Red chair. Oak. Seats one.", "Lamp", "No title"]]
     record_path, tensor_path = files(cache)
     assert (record_path.suffix, tensor_path.suffix) == (".json", ".safetensors")
     assert record_path.stem == tensor_path.stem
     stored = load_file(tensor_path)["embeddings"].numpy()
-    np.testing.assert_allclose(stored, rows, atol=1e-6)  # brought to unit norm once more when they are read
+    np.testing.assert_allclose(stored, rows, atol=1e-6)  # those with a text are brought to unit norm once more when they are read
     record = json.loads(record_path.read_text())
     assert record["item_ids"] == ["a", "b", "c", "d"] and record["shape"] == [4, 32]
     assert record["encoder"] == str(model) and record["template"] == encoder.TEMPLATE
@@ -183,7 +184,7 @@ def test_two_models_never_share_embeddings(tmp_path, encoded, file):
 def test_another_template_is_encoded_anew_and_the_usual_one_given_is_the_usual_one(tmp_path, model, encoded):
     usual = embed_items(ITEMS, str(model), tmp_path)
     titles = embed_items(ITEMS, str(model), tmp_path, template="{title}")
-    assert encoded[1] == ["Red chair", "Lamp", "", ""] and not np.array_equal(usual, titles)
+    assert encoded[1] == ["Red chair", "Lamp"] and not np.array_equal(usual, titles)
     np.testing.assert_array_equal(embed_items(ITEMS, str(model), tmp_path, template=encoder.TEMPLATE), usual)
     np.testing.assert_array_equal(embed_items(ITEMS, str(model), tmp_path, template="{title}"), titles)
     assert len(encoded) == 2
@@ -401,3 +402,39 @@ def test_given_embeddings_are_brought_to_unit_norm():
         with pytest.raises(InputError) as caught:
             embed_items(bare, name, given=given)
         assert words in str(caught.value)
+
+
+def frame(*titles) -> pd.DataFrame:
+    return pd.DataFrame({"item_id": [f"i{n}" for n in range(len(titles))], "title": titles, "description": ""}, dtype=str)
+
+
+def test_an_item_without_text_has_the_mean_of_the_others(tmp_path, model, encoded):
+    items = frame("one", "", "two", "three", "")
+    for _ in range(2):  # made, then from the cache
+        rows = embed_items(items, str(model), tmp_path)
+        some = rows[[0, 2, 3]]
+        np.testing.assert_allclose(np.linalg.norm(some, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(rows[[1, 4]], np.tile(some.mean(axis=0, dtype=np.float64), (2, 1)), atol=1e-7)
+        # In the row space it is nothing at all: it lives by its ID.
+        space = decompose(rows * 5, null_dim=1, width=2)
+        np.testing.assert_allclose(space.project(rows * 5)[[1, 4], :1], 0, atol=1e-5)
+    assert encoded == [["one", "two", "three"]]
+
+
+def test_embeddings_of_other_texts_are_refused(tmp_path, model, encoded):
+    first = frame("one", "", "three")
+    rows = embed_items(first, str(model), tmp_path)
+    stored = next((tmp_path / "embeddings").glob("*.safetensors"))
+    np.testing.assert_allclose(embed_items(first, str(stored)), rows, atol=1e-6)
+    with pytest.raises(InputError, match="other texts"):
+        embed_items(frame("one", "", "four"), str(stored))
+    with pytest.raises(InputError, match="other items"):
+        embed_items(frame("one", "")[:2], str(stored))
+
+
+def test_embeddings_that_came_are_taken_where_there_is_no_text_and_no_encoder_named(model):
+    given = {"x": np.eye(3, dtype=np.float32)}
+    np.testing.assert_array_equal(embed_items(frame("", "", ""), given=given), np.eye(3))
+    for items, encoder, came in ((frame("", "", ""), str(model), given), (frame("", "", ""), DEFAULT, {**given, "y": given["x"]})):
+        with pytest.raises(InputError, match="no text"):
+            embed_items(items, encoder, given=came)
