@@ -15,7 +15,7 @@ import pandas as pd
 
 from nullrec_lib import figures, yaml_core
 from nullrec_lib.backbones import BACKBONES
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 from nullrec_lib.experiments import finished, run_many, stored, stored_ranks
 from nullrec_lib.files import write_json, write_text
 from nullrec_lib.machine import choose_device, environment
@@ -108,7 +108,7 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
     asked_for = dict(content)
     name, reference = asked_for.pop("name", stem), asked_for.pop("reference", None)
     if not (isinstance(name, str) and re.fullmatch(r"[\w.-]*\w[\w.-]*", name) and len(name.encode()) <= 200):
-        raise InputError(f"name: {name!r} must be a plain folder name, it becomes one under reports/.")
+        raise InputError(f"name: {shown(name)} must be a plain folder name, it becomes one under reports/.")
     given = {key: _value(key, value) for key, value in asked_for.items()}
     axes = {key: given.get(key, [Spec.__dataclass_fields__[key].default]) for key in VARY}
     if (runs := math.prod(map(len, axes.values()))) > MOST:
@@ -119,7 +119,7 @@ def make(content: dict[str, Any], stem: str, text: str = "") -> Grid:
     if times > 1:
         raise InputError(f"method: two rows are called {twice!r}; give one a `label`.")
     if reference is not None and reference not in labels:
-        raise InputError(f"reference: no row is called {reference!r}; there are {', '.join(labels)}.")
+        raise InputError(f"reference: no row is called {shown(reference)}; there are {', '.join(labels)}.")
 
     shared = {key: value for key, value in given.items() if key not in VARY}
     cells, skipped, heard = [], {}, {"method"}
@@ -167,21 +167,19 @@ def _plain(key: str, value: Any) -> Any:
     """A single value, of which a Spec can say the rest: it takes True for 1.0 and cannot make every whole number a float.
     A text goes into files and may name some."""
     if not isinstance(value, str | int | float | None):
-        raise InputError(f"{key}: {value!r} is not a value.")
-    if isinstance(value, int) and value.bit_length() > 1000:
-        raise InputError(f"{key}: a number of hundreds of digits is too large.")
-    if isinstance(value, bool) and "bool" not in _TYPES[key]:
-        raise InputError(f"{key}: {value!r} is not of type {_TYPES[key]}.")
+        raise InputError(f"{key}: {shown(value)} is not a value.")
+    if isinstance(value, int) and (value.bit_length() > 1000 or isinstance(value, bool) and "bool" not in _TYPES[key]):
+        raise InputError(f"{key}: {shown(value)} is not of type {_TYPES[key]}.")
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise InputError(f"{key}: {value!r} holds characters that no file may have.")
+        raise InputError(f"{key}: {shown(value)} holds characters that no file may have.")
     return value
 
 
 def _known(key: Any, *besides: str) -> None:
     names = [*_TYPES, *besides]
     if key not in names:
-        close = difflib.get_close_matches(str(key), names, n=1, cutoff=0)[0]
-        raise InputError(f"{key}: there is no such field; the closest is {close}.")
+        close = difflib.get_close_matches(shown(key), names, n=1, cutoff=0)[0]
+        raise InputError(f"{key if isinstance(key, str) else shown(key)}: there is no such field; the closest is {close}.")
 
 
 def _row(entry: Any) -> tuple[str, str, dict[str, Any]]:
@@ -193,13 +191,13 @@ def _row(entry: Any) -> tuple[str, str, dict[str, Any]]:
             raise InputError(f"{key}: rows of a table have it in common; give it for the whole grid.")
     method = own.pop("method", None)
     if not isinstance(method, str) or method not in {**METHODS, **RULES}:
-        raise InputError(f"method: {method!r} is not one of {', '.join([*METHODS, *RULES])}.")
+        raise InputError(f"method: {shown(method)} is not one of {', '.join([*METHODS, *RULES])}.")
     label = own.pop("label", None)
     own = {key: _plain(key, value) for key, value in own.items()}
     if label is None:
         label = " ".join([method, *(f"{key}={value}" for key, value in own.items())])
     if not isinstance(label, str) or not label.strip() or "|" in label or not label.isprintable():
-        raise InputError(f"label: {label!r} must be text on one line, without |.")
+        raise InputError(f"label: {shown(label)} must be text on one line, without |.")
     return label, method, own
 
 

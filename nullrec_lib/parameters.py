@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 _WORDS = {"none": None, "true": True, "false": False}
@@ -40,13 +40,13 @@ class Parameter:
             return None
         if not isinstance(self.default, (list, tuple)):
             if isinstance(value, (list, tuple, dict, set)):
-                raise InputError(f"{self.name}: {_shown(value)} is not a single value; write {self._wanted()}.")
+                raise InputError(f"{self.name}: {shown(value)} is not a single value; write {self._wanted()}.")
             return self._one(value, type(self.default))
         if isinstance(value, (dict, set)):
-            raise InputError(f"{self.name}: {_shown(value)} is not a list; write {self._wanted()}.")
+            raise InputError(f"{self.name}: {shown(value)} is not a list; write {self._wanted()}.")
         kind = type(self.default[0]) if self.default else type(None)
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{self.name}: {_shown(value)} is not a list; write [{_shown(self._one(value, kind))}].")
+            raise InputError(f"{self.name}: {shown(value)} is not a list; write [{shown(self._one(value, kind))}].")
         return [self._one(element, kind) for element in value]
 
     def _one(self, value: Any, kind: type) -> Any:
@@ -54,13 +54,13 @@ class Parameter:
         allowed = {float: (float, int), type(None): tuple(_KINDS)}.get(kind, kind)
         fits = isinstance(value, allowed) and not (isinstance(value, bool) and kind in (int, float))
         if not fits or not _is_sound(value, kind):
-            raise InputError(f"{self.name}: {_shown(value)} is not {_KINDS.get(kind, 'a plain value')}; "
+            raise InputError(f"{self.name}: {shown(value)} is not {_KINDS.get(kind, 'a plain value')}; "
                              f"write {self._wanted()}.")
         return value
 
     def _wanted(self) -> str:
         """An example: the default."""
-        return f"for example {_shown(self.default)}" if self.default is not None else "text or a number"
+        return f"for example {shown(self.default)}" if self.default is not None else "text or a number"
 
 
 def declared(source: str, path: Path) -> dict[str, Parameter]:
@@ -101,16 +101,6 @@ def read(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-def _shown(value: Any) -> str:
-    """A value as a sentence can hold it."""
-    try:
-        text = repr(value)
-    except ValueError:  # an int of thousands of digits
-        return "a number of thousands of digits"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _is_sound(value: Any, kind: type) -> bool:
