@@ -50,15 +50,16 @@ def template_fields(template: str) -> list[str]:
     """The fields that a template of item texts names, each once.
 
     Raises:
-        InputError: it cannot be read, names no field or another than `FIELDS`.
+        InputError: it cannot be read, names no field or another than `FIELDS`, or says how to format one: a width may
+            be anything.
     """
     known = " and ".join(f"{{{name}}}" for name in FIELDS)
     try:
-        template.format(**dict.fromkeys(FIELDS, "a"))
-        named = {name: None for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except (ValueError, LookupError, AttributeError, TypeError):
-        named = {}
-    if not named or not set(named) <= set(FIELDS):
+        fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
+    except ValueError:
+        fields = []
+    named = {name: None for name, _, _ in fields}
+    if not named or not set(named) <= set(FIELDS) or any(spec or conversion for _, spec, conversion in fields):
         raise InputError(f"template: {template!r} does not name fields of an item; write a text with {known}.")
     return list(named)
 

@@ -51,7 +51,10 @@ def test_a_template_says_what_an_item_text_is(template, texts):
     assert item_texts(ITEMS, template) == texts
 
 
-@pytest.mark.parametrize("template", ["", "text", "{brand}", "{title} {brand}", "{}", "{0}", "{title", "{title.upper}"])
+@pytest.mark.parametrize("template", [
+    "", "text", "{brand}", "{title} {brand}", "{}", "{0}", "{title", "{title.upper}", "{title[0]}", "}", "{{title}}",
+    "{title:>9}", "{title:>99999999999}", "{title!r}", "{title!a:5}", "{title:{description}}", "{title} {description:1}",
+])
 def test_a_template_names_fields_of_an_item(template):
     with pytest.raises(InputError, match="template: .* write a text with {title} and {description}"):
         item_texts(ITEMS, template)
