@@ -13,12 +13,13 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 import torch
 
+from nullrec_lib import manifest
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone, write_json
+from nullrec_lib.files import alone, read_json, sweep_idle, write_json, writing
 from nullrec_lib.language import tuning
 from nullrec_lib.language.encoders.folders import model_sha256
 from nullrec_lib.language.writers import Prompt
-from nullrec_lib.language.writers.local import SLACK, Local, find, load_model, load_tokenizer
+from nullrec_lib.language.writers.local import SLACK, Local, find, load_model, load_tokenizer, require_end
 
 RECORD = "build.json"
 FINISHED = "finished"
@@ -79,8 +80,8 @@ def build(
         its last or mean `loss`, `tokens`, `seconds` and `tokens_per_second`, and on which `device` and `threads`.
 
     Raises:
-        InputError: an argument is out of range, there is no such base, too few pairs fit, or `out` holds something
-            else.
+        InputError: an argument is out of range, there is no such base or it has no end token, too few pairs fit, or
+            `out` holds something else, is damaged or cannot be written.
     """
     out = Path(out).absolute()
     own = base is None
@@ -92,23 +93,27 @@ def build(
         settings |= {"steps": steps, "hidden": hidden, "layers": layers, "vocabulary": vocabulary}
     else:
         settings["base_sha256"] = model_sha256(find(base))  # its path is not what made the result
+        require_end(load_tokenizer(find(base)), find(base))
     _check(settings, pairs)
     texts = [[list(pair) for pair in pairs], list(corpus) if own else []]
     made_by = {"settings": settings, "texts_sha256": _sha256(texts)}
 
-    if record := _built(out, made_by):
-        return record
     work = out.with_name(f".{out.name}.building")
-    with alone(work):
+    if record := _built(out, made_by):
+        sweep_idle(work)
+        return record
+    with alone(work), writing(out):
         if record := _built(out, made_by):  # by somebody whom this one has waited for
+            shutil.rmtree(work, ignore_errors=True)
             return record
         stage = work / f"pretrained-{_sha256(made_by)}"
         for path in work.iterdir():  # what was interrupted, or is of another call
-            if path != stage:
-                shutil.rmtree(path)
+            if path != stage or not manifest.signed(stage):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         with _randomness():
             record = made_by | _build(pairs, corpus, stage, None if own else find(base), settings)
         write_json(work / FINISHED / RECORD, record)
+        manifest.sign(work / FINISHED)
         (work / FINISHED).replace(out)
         shutil.rmtree(work)
     return record
@@ -139,16 +144,18 @@ def _built(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a model that is there already; None where nothing is.
 
     Raises:
-        InputError: something else is there.
+        InputError: something else is there, or the model is damaged.
     """
     if not out.exists() or out.is_dir() and not any(out.iterdir()):
         return None
     if not (out / RECORD).is_file():
         raise InputError(f"out: {out} exists and holds no model made here; give another folder.")
-    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    again = f"remove {out}, and the same command makes it again"
+    record = read_json(out / RECORD, ["settings", "texts_sha256"], again)
     there, wanted = ({"texts": of["texts_sha256"], **of["settings"]} for of in (record, made_by))
     if other := sorted(name for name in there | wanted if there.get(name) != wanted.get(name)):
         raise InputError(f"out: {out} was made with other {', '.join(other)}; give another folder, or remove it.")
+    manifest.check(out, again)
     return record
 
 
@@ -160,6 +167,7 @@ def _build(
     if base is None and not stage.exists():
         part = stage.with_suffix(".part")
         write_json(part / FIGURES, tuning.pretrain(train, corpus, part, settings))
+        manifest.sign(part)
         part.replace(stage)
     source = base or stage
     tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
@@ -181,7 +189,7 @@ def _build(
         "parameters": model.num_parameters(),
         "vocabulary": len(tokenizer),
         "pairs": {"train": len(train), "held_out": len(test), "too_long": len(pairs) - len(train) - len(test)},
-        "pretraining": json.loads((stage / FIGURES).read_text(encoding="utf-8")) if base is None else None,
+        "pretraining": read_json(stage / FIGURES) if base is None else None,
         "fine_tuning": tuned,
         "perplexity": {"before": before, "after": after},
         "samples": _samples(finished, test[:SAMPLES], room),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone, write_json
+from nullrec_lib.files import DamagedFile, agree, alone, read_json, write_json
 from nullrec_lib.language.writers import Prompt
 from nullrec_lib.language.writers.local import Local
 from nullrec_lib.profiles import prompts, vectors
-from nullrec_lib.profiles.build import ASKED
+from nullrec_lib.profiles.build import read_asked
 from nullrec_lib.profiles.convergence import mean_cosine
 from nullrec_lib.profiles.loop import Loop
 from nullrec_lib.profiles.sides import Side, open_build, others, sides
@@ -59,15 +58,11 @@ def best(
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which writes one text only; name a model.")
     loops = _writers(loop, Path(out), model or loop.writer.name.partition(":")[2], max_tokens, seed)
     writers = [one.writer for one in loops]
-    built = json.loads((Path(profiles) / ASKED).read_text(encoding="utf-8"))
+    built = read_asked(profiles)
     asked = {"profiles": built, "revisions": [one.revision for one in writers], "candidates": candidates,
              "lambda_collab": lambda_collab, "lambda_dist": lambda_dist, "max_tokens": max_tokens, "seed": seed}
     with alone(out):
-        path = Path(out) / RECORD
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["asked"] != asked:
-                raise InputError(f"{out}: holds another choice; give another folder.")
+        if (record := _stored(Path(out), asked)) is not None:
             return record
         _, made = sides(profiles, lambda_collab, lambda_dist)
         chosen = {kind: _choose(made[kind], loops, candidates, seed) for kind in ("item", "cut") if kind in made}
@@ -78,7 +73,27 @@ def best(
         item, cut = (made.get(kind) for kind in ("item", "cut"))
         vectors.store(out, Vectors(item.ids if item else [], rows["item"], cut.ids if cut else [],
                                    np.array(cut.cuts if cut else [], np.int64), rows["cut"], built | {"best_of": asked}))
-        write_json(path, record)
+        write_json(Path(out) / RECORD, record)
+    return record
+
+
+def _stored(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of this choice where it and the vectors are whole. Else it is made again from the candidates, which are
+    stored.
+
+    Raises:
+        InputError: `out` holds another choice, or its record is damaged.
+    """
+    record = read_json(out / RECORD, ["asked"]) if (out / RECORD).exists() else None
+    if record is not None:
+        agree(out, "another choice", record["asked"], asked)
+    if not (out / vectors.VECTORS).exists():
+        return None
+    try:
+        chosen = vectors.load(out).about.get("best_of") or {}
+    except DamagedFile:
+        return None
+    agree(out, "another choice", chosen, asked)
     return record
 
 
@@ -94,10 +109,9 @@ def rewritten(profiles: Path, out: Path, model: str, histories: list[np.ndarray]
     Raises:
         InputError: no such choice, another model than chose there, or a history that is shorter than every cut.
     """
-    path = Path(out) / RECORD
-    if not path.exists():
+    if not (Path(out) / RECORD).exists():
         raise InputError(f"{out}: nothing was chosen here; `nullrec profiles best` does.")
-    asked = json.loads(path.read_text(encoding="utf-8"))["asked"]
+    asked = read_json(Path(out) / RECORD, ["asked"])["asked"]
     whole = asked["profiles"]["split"] == "leave-one-out"  # there the last examples' cuts are their histories
     cuts = [max((cut for cut in asked["profiles"]["cuts"] if cut <= len(one)), default=0) for one in histories]
     if not min(cuts):

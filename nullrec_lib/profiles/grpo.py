@@ -11,7 +11,6 @@ trainer averages over tokens). What is learned shows in the reward.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -23,13 +22,14 @@ from typing import Any, Sequence
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
+from nullrec_lib import manifest
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone, write_json, write_tensors
+from nullrec_lib.files import agree, alone, read_json, read_tensors, sweep, write_json, write_tensors, writing
 from nullrec_lib.language.encoders.folders import model_sha256
 from nullrec_lib.language.tuning import save
-from nullrec_lib.language.writers.local import Local, encode_prompt, find, load_model, load_tokenizer
+from nullrec_lib.language.writers.local import Local, encode_prompt, find, load_model, load_tokenizer, require_end
+from nullrec_lib.profiles.build import read_asked
 from nullrec_lib.profiles.convergence import mean_cosine
 from nullrec_lib.profiles.judging import Parts, candidates, gain, judge, part
 from nullrec_lib.profiles.prompts import answered, degenerate
@@ -38,6 +38,7 @@ from nullrec_lib.profiles.sides import Side, open_build, sides
 from nullrec_lib.progress import bar
 
 ASKED, RECORD, HISTORY, MODEL, CURRENT = "asked.json", "grpo.json", "history.json", "model", "current.safetensors"
+CHECKPOINTS, UNFINISHED = "checkpoints", f".{MODEL}"
 SHOWN = 3
 """Judged subjects whose profiles before and after are kept in the record."""
 
@@ -99,7 +100,8 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
 
     Raises:
         InputError: no such build, a writer that is not local, settings out of range, a side with fewer than two prompts,
-            `out` holds something else, or vLLM is asked for and not installed.
+            `out` holds something else, is damaged or cannot be written, the model has no end token, or vLLM is asked for
+            and not installed.
     """
     out = Path(out)
     source, made_by = _asked(profiles, settings, base)
@@ -133,8 +135,7 @@ def train(profiles: Path, out: Path, settings: Settings = Settings(), base: str 
             "seconds": time.perf_counter() - begun,
         }
         write_json(out / RECORD, record)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        (out / ASKED).unlink()
+        sweep(out, CHECKPOINTS)
         return record
 
 
@@ -168,10 +169,11 @@ def _asked(profiles: Path, settings: Settings, base: str | None) -> tuple[Path, 
     if base is None and not loop.writer.name.startswith("local:"):
         raise InputError(f"{profiles}: was written by {loop.writer.name}, which has no weights to learn; name a model.")
     source = find(base or loop.writer.name.partition(":")[2])
+    require_end(load_tokenizer(source), source)
     return source, {
         "settings": asdict(settings), "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "model_sha256": model_sha256(source),
-        "profiles": json.loads((Path(profiles) / "asked.json").read_text(encoding="utf-8"))}
+        "profiles": read_asked(profiles)}
 
 
 def _sides(profiles: Path, settings: Settings, source: Path) -> dict[str, Side]:
@@ -193,15 +195,18 @@ def _stored(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
     """The record of this training, where it has finished.
 
     Raises:
-        InputError: `out` holds another one, finished or stopped.
+        InputError: `out` holds another one, finished or stopped, or what it holds is damaged.
     """
     for name, what in ((RECORD, "another training"), (ASKED, "another training, which was stopped")):
         if (out / name).exists():
-            found = {"processes": 1} | json.loads((out / name).read_text(encoding="utf-8"))
-            if {key: found.get(key) for key in made_by} != made_by:
-                raise InputError(f"{out}: holds {what}; give another folder.")
+            found = {"processes": 1} | read_json(out / name, ["settings", "profiles"])
+            agree(out, what, {key: found.get(key) for key in made_by}, made_by)
             if name == RECORD:
+                sweep(out, CHECKPOINTS, UNFINISHED)
                 return found
+    if not (out / ASKED).exists() and (there := [name for name in (MODEL, CHECKPOINTS) if (out / name).exists()]):
+        raise InputError(f"{out / ASKED}: is missing, so nobody knows what the {there[0]} beside it was trained for; remove "
+                         f"{out}, and the same command trains again.")
     return None
 
 
@@ -276,7 +281,7 @@ def config(out: Path, settings: Settings, **more: Any):
 
     cuda = torch.cuda.is_available()
     return GRPOConfig(**dict(
-        output_dir=str(Path(out) / "checkpoints"), seed=settings.seed, max_steps=settings.steps,
+        output_dir=str(Path(out) / CHECKPOINTS), seed=settings.seed, max_steps=settings.steps,
         per_device_train_batch_size=settings.num_generations * settings.prompts_per_step,
         num_generations=settings.num_generations, max_completion_length=settings.max_tokens,
         temperature=settings.temperature, learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta,
@@ -311,7 +316,9 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
     from trl import GRPOTrainer
 
     if (out / MODEL).exists():
-        return json.loads((out / HISTORY).read_text(encoding="utf-8"))
+        again = f"remove {out / MODEL}, and the same command trains again"
+        manifest.check(out / MODEL, again)
+        return read_json(out / HISTORY, again=again)
     asked = config(out, settings, **_vllm(vllm_server))
     tokenizer = load_tokenizer(source)
     said = lambda text: text if tokenizer.chat_template is None else [{"role": "user", "content": text}]
@@ -333,10 +340,11 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
                        for when, rows in (("now", reward.current), ("next", rewarder.pending[kind]))}
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_tensors(folder / CURRENT, tensors | {"refreshed": torch.tensor(rewarder.refreshed)})
+            manifest.sign(folder)
 
     cuda = torch.cuda.is_available()
     adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    with warnings.catch_warnings(), bar(what="GRPO", total=settings.steps, unit="step") as progress:
+    with warnings.catch_warnings(), writing(out), bar(what="GRPO", total=settings.steps, unit="step") as progress:
         warnings.simplefilter("ignore")  # of the libraries at one another
         trainer = GRPOTrainer(
             load_model(source, torch.bfloat16 if cuda and settings.lora else torch.float32), rewarder,
@@ -344,14 +352,14 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
             callbacks=[Keeper()], peft_config=adapters if settings.lora else None,
         )
         trainer.remove_callback(PrinterCallback)
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         if trainer.accelerator.is_main_process:
-            while (last := get_last_checkpoint(str(out / "checkpoints"))) and not (Path(last) / CURRENT).exists():
-                shutil.rmtree(last)  # killed while it was being written
+            while (last := get_last_checkpoint(str(out / CHECKPOINTS))) and not manifest.signed(Path(last)):
+                shutil.rmtree(last)  # killed while it was being written, or damaged: the one before is as good
         trainer.accelerator.wait_for_everyone()
-        last = get_last_checkpoint(str(out / "checkpoints"))
+        last = get_last_checkpoint(str(out / CHECKPOINTS))
         if last is not None:
-            kept = load_file(Path(last) / CURRENT)
+            kept, _ = read_tensors(Path(last) / CURRENT)
             for kind, reward in rewarder.rewards.items():
                 reward.refresh(kept[f"now {kind}"].numpy())
                 rewarder.pending[kind] = kept[f"next {kind}"].numpy()
@@ -362,8 +370,11 @@ def _train(source: Path, out: Path, made: dict[str, Side], parts: dict[str, Part
     if not trainer.accelerator.is_main_process:
         return history
     model = trainer.accelerator.unwrap_model(trainer.model)
-    unfinished = out / f".{MODEL}"
-    save(model.merge_and_unload() if settings.lora else model, tokenizer, unfinished)
+    unfinished = out / UNFINISHED
+    with writing(out):
+        sweep(out, UNFINISHED)
+        save(model.merge_and_unload() if settings.lora else model, tokenizer, unfinished)
+        manifest.sign(unfinished)
     write_json(out / HISTORY, history)  # not with the weights: it holds times, and the weights' hash names the policy
     unfinished.replace(out / MODEL)
     return history

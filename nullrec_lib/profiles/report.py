@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import write_json, write_text
+from nullrec_lib.files import read_json, write_json, write_text
 from nullrec_lib.language.encoder import embed_items, embed_texts, short_name
 from nullrec_lib.machine import environment
 from nullrec_lib.profiles.build import material, own_user
@@ -38,7 +38,7 @@ def measure(folder: Path) -> dict[str, Any]:
                      embed_items(dataset.items, asked["encoder"], given=dataset.embeddings))
     both = {one.side for one in built.rounds} >= {"user", "item"}
     owed = own_user(folder) if both and not asked["writer"].startswith("server:") else None
-    told = json.loads((Path(folder) / BUILT).read_text(encoding="utf-8"))
+    told = read_json(Path(folder) / BUILT)
     del told["neighbour_overlap"]
     told["asked"] = _shown(asked)
     rows = json.loads(found.to_json(orient="records"))
@@ -96,7 +96,7 @@ def gains(folders: list[Path], out: Path) -> Path:
         path = Path(folder) / RECORD
         if not path.is_file():
             raise InputError(f"{folder}: no training has finished here; `nullrec grpo --out` goes on with one.")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, ["profiles", "gain"])
         record["profiles"] = _shown(record["profiles"])
         write_json(Path(out) / f"{Path(folder).resolve().name}.json", record | {"reported_on": environment()})
     all_ = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(out).glob("*.json"))}

@@ -19,7 +19,7 @@ from nullrec_lib.language.writers.local import Local
 from small import CORPUS, PAIRS, TINY
 
 FILES = {
-    "build.json", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+    "build.json", "chat_template.jinja", "checksums.json", "config.json", "generation_config.json", "model.safetensors",
     "tokenizer.json", "tokenizer_config.json",
 }
 
@@ -89,7 +89,7 @@ def test_an_interrupted_build_goes_on(built, tmp_path, monkeypatch):
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     build(PAIRS, CORPUS, out, **TINY)
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == state
-    for name in FILES - {"build.json"}:
+    for name in FILES - {"build.json", "checksums.json"}:
         assert (out / name).read_bytes() == (built / name).read_bytes(), name
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -6,6 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from nullrec_lib import manifest
 from nullrec_lib.errors import InputError
 
 COPIES = ["*.onnx", "*.h5", "*.gguf", "onnx/*", "openvino/*", "original/*"]
@@ -50,11 +51,16 @@ def _weights_sha256(files: tuple[tuple[Path, int], ...]) -> str:
 
 def model_sha256(folder: Path) -> str:
     """SHA-256 over names and contents of all files that decide what a model folder does to a text: weights of
-    every module, tokenizer, pooling, chat template; not the record of how it was made (`language.model`)."""
+    every module, tokenizer, pooling, chat template; not the records of how it was made (`language.model`).
+
+    Raises:
+        DamagedFile: a folder with a record of its files holds others than these, see `manifest`.
+    """
+    manifest.check(folder)
     files = sorted(
         path for path in Path(folder).rglob("*")
         if path.is_file() and path.suffix in (".bin", ".jinja", ".json", ".model", ".safetensors", ".txt")
-        and path.name != "build.json"
+        and path.name not in ("build.json", manifest.FILE)
     )
     return _sha256(folder, tuple((path, path.stat().st_mtime_ns) for path in files))
 

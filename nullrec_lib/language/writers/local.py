@@ -11,6 +11,7 @@ from typing import Sequence
 
 import torch
 
+from nullrec_lib import manifest
 from nullrec_lib.errors import InputError
 from nullrec_lib.language.encoders.folders import from_hub, model_sha256
 from nullrec_lib.language.writers import Prompt, Usage
@@ -23,16 +24,18 @@ def find(model: str) -> Path:
     """The folder of a causal language model: an explicit path, or the hub.
 
     Raises:
-        InputError: nothing found, or the folder holds no model.
+        InputError: nothing found, or the folder holds no model, or one that is damaged.
     """
     folder = Path(model) if Path(model).is_dir() else from_hub(model, model, "no folder", "transformers", "model")
     if not (folder / "config.json").is_file():
         raise InputError(f"model: {folder} holds no model (it has no config.json); give the folder of a causal one.")
+    manifest.check(folder)
     return folder
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder, padding on the left, as what is generated must follow its prompt at once.
+    """The tokenizer of a model folder, padding on the left, as what is generated must follow its prompt at once. One
+    without an end token has the model's.
 
     Raises:
         InputError: the folder has none that can be read.
@@ -41,8 +44,10 @@ def load_tokenizer(folder: Path):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of transformers and tokenizers, some of no kind of its own
         raise InputError(f"model: the tokenizer in {folder} cannot be read ({_first_line(error)}).") from error
+    if tokenizer.eos_token is None and (end := _own_end(folder)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)  # None where it has no such token
     if tokenizer.pad_token is None:  # any token will do: the attention mask hides it
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -60,8 +65,45 @@ def load_model(folder: Path, dtype: torch.dtype):
     logging.disable_progress_bar()  # its bar for loading weights lasts a blink and clutters every notebook
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of transformers, safetensors, torch
         raise InputError(f"model: {folder} cannot be loaded as a causal model ({_first_line(error)}).") from error
+
+
+def load_config(folder: Path):
+    """The configuration of a model folder's language model.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder).get_text_config()
+    except Exception as error:
+        raise InputError(f"model: the config.json in {folder} cannot be read ({_first_line(error)}).") from error
+
+
+def _own_end(folder: Path) -> int | None:
+    """The token that ends the model's own texts; the first where there are several."""
+    from transformers import GenerationConfig
+
+    try:
+        end = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # it has none of its own
+        end = None
+    end = getattr(load_config(folder), "eos_token_id", None) if end is None else end
+    end = end[0] if isinstance(end, list) and end else end
+    return end if isinstance(end, int) else None
+
+
+def require_end(tokenizer, folder: Path) -> None:
+    """
+    Raises:
+        InputError: neither the tokenizer nor the model has an end token, which is what a text to learn from ends with.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model: {folder} has no end token, so that it cannot learn where a text ends; name one as eos_token "
+                         "in its tokenizer_config.json, or as eos_token_id in its generation_config.json.")
 
 
 def _first_line(error: Exception) -> str:
@@ -100,8 +142,6 @@ class Local:
         self, model: str, temperature: float = 0.0, top_p: float = 1.0, max_tokens: int = 128, batch: int = 32,
         no_repeat: int = 4,
     ):
-        from transformers import AutoConfig
-
         if temperature < 0:
             raise InputError(f"temperature: {temperature} is negative; give 0 for the likeliest text, or more.")
         if not 0 < top_p <= 1:
@@ -119,8 +159,7 @@ class Local:
         self.usage = Usage()
         self.count = lru_cache(maxsize=1 << 16)(self.count)  # callers that fit a prompt ask for the same texts again
 
-        config = AutoConfig.from_pretrained(self.folder).get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
+        positions = getattr(load_config(self.folder), "max_position_embeddings", None)
         self.room = None if positions is None else positions - max_tokens
         self.context = None if positions is None else self.room - len(encode_prompt(self.tokenizer, "")) - SLACK
         if self.context is not None and self.context < 1:
