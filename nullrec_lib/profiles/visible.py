@@ -108,7 +108,11 @@ def visible(
         subjects = np.unique(items[chosen[owner]])
         if not len(users):
             raise InputError(f"limit_users: none of the {limit_users} drawn users trains; draw more, or by another seed.")
-    texts = tuple(item_texts(dataset.items, template))
+    texts = item_texts(dataset.items, template)
+    if not any(texts):
+        raise InputError(f"{dataset.name}: the items have no text, so there is nothing that profiles could be written from.")
+    # Among others a prompt names an item without text by its id; that says as little of it as is known.
+    texts = tuple(text or item_id for text, item_id in zip(texts, dataset.items["item_id"]))
     titles = tuple(title or text for title, text in zip(dataset.items["title"], texts))
     ends = lambda sizes: np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return Visible(titles, texts, users, ends(lengths), items, pairs, ends([len(one) for one in seen]), cut_items,
