@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from nullrec_lib.backbones import BACKBONES
@@ -23,11 +22,11 @@ from nullrec_lib.data.interactions import Dataset
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import run_all, trained
-from nullrec_lib.files import alone, write_tensors
+from nullrec_lib.files import alone, read_tensors, sweep, write_tensors
 from nullrec_lib.methods.method import Adapted
 from nullrec_lib.preparing import prepare
 from nullrec_lib.spec import Spec
-from nullrec_lib.training import Recommender, Scorer, fit
+from nullrec_lib.training import CHECKPOINT, Recommender, Scorer, fit
 
 TABLE = "fusion.safetensors"
 HIDDEN = 128
@@ -109,4 +108,5 @@ def _fusion(spec: Spec, z_id: np.ndarray, z_lm: np.ndarray, split: Split, root: 
             fit(model, train, valid, folder, lr=spec.lr, batch_size=spec.batch_size, epochs=spec.epochs,
                 patience=spec.patience, select=spec.select, seed=spec.seed)
             write_tensors(folder / TABLE, {"table": Scorer(model).table})
-        return load_file(folder / TABLE)["table"]
+        sweep(folder, CHECKPOINT)
+        return read_tensors(folder / TABLE, ["table"])[0]["table"].numpy()

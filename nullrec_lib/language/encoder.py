@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import string
 from contextlib import closing
 from pathlib import Path
@@ -11,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import cache_folder, write_json, write_tensors
+from nullrec_lib.files import DamagedFile, cache_folder, read_json, read_tensors, sweep, write_json, write_tensors
 from nullrec_lib.language.encoders import Encoder, digest, unit
 from nullrec_lib.language.encoders.causal import Causal
 from nullrec_lib.language.encoders.sentence import DEFAULT, Sentence
@@ -181,13 +178,16 @@ def embed_items(
     made_by = {name: value for name, value in record.items() if name != "encoder"}  # a path is not what made it
     path = (cache or cache_folder()) / "embeddings" / f"{digest(made_by)[:16]}.safetensors"
     bare = np.array([not text for text in texts])
-    if not (path.exists() and path.with_suffix(".json").exists()):
+    sweep(path.parent)
+    try:
+        rows = _read(path, ids)
+    except DamagedFile:  # or not there yet
         some = [text for text in texts if text]
         rows, spent = _kept(some, encoder, cache) if made.dear else (encode(some, encoder), {})
         rows = _with_means(rows, bare)
         write_tensors(path, {"embeddings": torch.from_numpy(rows)})
         write_json(path.with_suffix(".json"), record | spent | {"shape": list(rows.shape)})
-    rows = _read(path, ids)
+        rows = _read(path, ids)
     return _with_means(rows[~bare], bare) if bare.any() else rows
 
 
@@ -208,17 +208,12 @@ def _read(path: Path, ids: list[str], items: pd.DataFrame | None = None) -> np.n
     says of which texts, these must be the texts of `items`."""
     record_path = path.with_suffix(".json")
     if not path.exists() or not record_path.exists():
-        raise InputError(f"encoder: {path} and {record_path.name} beside it must both exist.")
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        stored = record["item_ids"]
-        tensor = load_file(path)["embeddings"]
-        # numpy has no bfloat16; what is wider than float32 is brought to unit norm first.
-        rows = (tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor).numpy()
-    except KeyError as error:
-        raise InputError(f"{path}: it must hold a tensor 'embeddings' and its JSON 'item_ids'; {error} is missing.")
-    except (ValueError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path}: it or its JSON is damaged ({error}); remove both to make them again.") from None
+        raise DamagedFile(f"encoder: {path} and {record_path.name} beside it must both exist.")
+    record = read_json(record_path, ["item_ids"], "make both again")
+    stored = record["item_ids"]
+    tensor = read_tensors(path, ["embeddings"], again="make both again")[0]["embeddings"]
+    # numpy has no bfloat16; what is wider than float32 is brought to unit norm first.
+    rows = (tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor).numpy()
     if stored != ids or rows.ndim and len(rows) != len(ids):
         raise InputError(
             f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "

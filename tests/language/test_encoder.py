@@ -245,7 +245,6 @@ def store(path, *values, name="embeddings") -> None:
         (lambda record, _: edit(record, item_ids=["a", "b", "c"]), "holds 4 embeddings of other items"),
         (lambda record, _: edit(record, item_ids=None), "other items"),
         (lambda _, tensor: drop_row(tensor), "holds 3 embeddings of other items than the catalogue's 4"),
-        (lambda _, tensor: store(tensor, 1.0, 1, 1, 1, name="rows"), "'embeddings' is missing"),
         (lambda _, tensor: store(tensor, 0.0, 1, torch.nan, 1), "row 2 is not finite"),
         (lambda _, tensor: store(tensor, torch.inf, 1, 1, 1), "row 0 is not finite"),
     ],
@@ -259,6 +258,25 @@ def test_stored_rows_that_do_not_fit_are_an_error(tmp_path, model, encoded, brea
         embed_items(ITEMS, str(tensor) if made_elsewhere else str(model), tmp_path)
     assert str(caught.value).startswith(str(tensor)) and str(caught.value).endswith(".")
     assert len(encoded) == 1  # an error, and not silently made again
+
+
+@pytest.mark.parametrize("break_it", [
+    lambda _, tensor: tensor.write_bytes(tensor.read_bytes()[:-1]),
+    lambda _, tensor: tensor.write_bytes(tensor.read_bytes()[:-1] + b"?"),
+    lambda _, tensor: store(tensor, 1.0, 1, 1, 1, name="rows"),
+    lambda record, _: record.write_text("{}"),
+    lambda record, _: record.write_text(""),
+    lambda record, _: record.write_text(record.read_text().replace('"a"', '"b"'))])
+def test_what_is_damaged_is_made_again_in_the_cache_and_refused_elsewhere(tmp_path, model, encoded, break_it):
+    rows = embed_items(ITEMS, str(model), tmp_path)
+    record, tensor = files(tmp_path)
+    break_it(record, tensor)
+    with pytest.raises(InputError, match="make both again") as caught:
+        embed_items(ITEMS, str(tensor), tmp_path)
+    assert str(caught.value).startswith(str(tensor.with_suffix(""))) and "\n" not in str(caught.value)
+    np.testing.assert_array_equal(embed_items(ITEMS, str(model), tmp_path), rows)
+    np.testing.assert_array_equal(embed_items(ITEMS, str(tensor), tmp_path), rows)
+    assert len(encoded) == 2
 
 
 def test_a_file_made_elsewhere(tmp_path, encoded):
