@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from nullrec_lib.data.examples import Examples
-from nullrec_lib.data.groups import groups, thresholds, untouched
+from nullrec_lib.data.groups import groups, left_out, thresholds, untouched
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import Ranker, metrics, rank_all
 from nullrec_lib.files import DamagedFile, alone, read_json, read_tensors, sweep, write_json, write_tensors
@@ -143,7 +143,11 @@ def _write_spec(folder: Path, key: str, spec: Spec) -> None:
 def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads: int, device: str, memory_mb: int):
     """Do the work of `run` in a folder that is this process's own."""
     dataset, parts = prepared.dataset, prepared.split
-    counts = parts.counts() | {"split_fingerprint": parts.fingerprint(), "notes": [*dataset.notes, *parts.notes]}
+    # Sampled metrics are leave-one-out's custom; under cold-start users all items are ranked.
+    sampled = untouched(parts, "test", seed=spec.split_seed) if spec.split == "leave-one-out" else None
+    without, notes = (None, []) if sampled is None else left_out(parts, sampled)
+    sampled = None if sampled is None or without.all() else torch.from_numpy(sampled)
+    counts = parts.counts() | {"split_fingerprint": parts.fingerprint(), "notes": [*dataset.notes, *parts.notes, *notes]}
     _write_spec(folder, key, spec)
     write_json(folder / ENVIRONMENT, environment() | {"threads": threads, "device": device})
     write_json(folder / DATA, dataset.describe() | counts)
@@ -151,9 +155,6 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     started = time.perf_counter()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    # Sampled metrics are leave-one-out's custom; under cold-start users all items are ranked.
-    loo = spec.split == "leave-one-out"
-    sampled = torch.from_numpy(untouched(parts, "test", seed=spec.split_seed)) if loo else None
     work = _rule if spec.method in RULES else _train
     ranks, found = work(spec, prepared, model, folder, device, memory_mb, sampled)
     tensors = {f"{part}_{name}": rank for (part, name), rank in ranks.items()}
@@ -170,12 +171,13 @@ def _run(spec: Spec, prepared: Prepared, model, key: str, folder: Path, threads:
     limits = {name: getattr(spec, name) for name in ("tail_user", "tail_item")}
     members = {name: torch.from_numpy(mask) for name, mask in groups(parts, "test", **limits).items()}
     result["groups"] = {
-        _place(part, name): {group: metrics(rank[mask]) | {"n": int(mask.sum())} for group, mask in members.items()}
+        _place(part, name): {group: metrics(rank[mask]) | {"n": int((rank[mask] > 0).sum())}  # 0 is left out
+                             for group, mask in members.items()}
         for (part, name), rank in ranks.items() if part == "test"
     }
     result["thresholds"] = thresholds(parts, "test", **limits)
     if sampled is not None:
-        result["sampled_items"] = sampled.shape[1]
+        result |= {"sampled_items": sampled.shape[1], "sampled_left_out": int(without.sum())}
     result |= found | counts | {
         "n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": dataset.n_interactions,
         "seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(device),

@@ -152,8 +152,14 @@ def by_group(frame: pd.DataFrame, part: str, metric: str, by: str = "method") ->
     number of examples in the header."""
     counts = _counts(frame, part)
     columns = {f"{part} {group} {metric}": f"{group.replace('_', ' ')} ({n:,})" for group, n in counts.items()
-               if 0 < n < frame["test_examples"].iloc[0]}
+               if 0 < n < _ranked(frame, part)}
     return summary(frame, list(columns), by).drop(columns="seeds").rename(columns=columns).reset_index()
+
+
+def _ranked(frame: pd.DataFrame, part: str) -> int:
+    """Examples that a part's figures count: sampled ones leave out users who have touched nearly all items."""
+    left_out = frame["sampled_left_out"].max() if "sampled" in part and "sampled_left_out" in frame else 0
+    return int(frame["test_examples"].iloc[0] - left_out)
 
 
 def _counts(frame: pd.DataFrame, part: str) -> dict[str, int]:

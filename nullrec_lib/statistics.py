@@ -42,14 +42,14 @@ def against(
     Returns: one row per part, metric and value of `by`: `rival`; `difference` of the means over the `seeds` that
     both have (a rule without training has one figure for every seed); `t_low`, `t_high`, `t_p` of the paired
     t-test over seeds, NaN with fewer than two of them or a rule; `low`, `high`, `p` of `bootstrap` over the
-    test users, on examples' figures averaged over seeds; `p_holm`, corrected for all comparisons that are returned, and
+    test users, on examples' figures averaged over seeds, without the examples that a part leaves out; `p_holm`, corrected for all comparisons that are returned, and
     `t_p_holm` for those of them that have a t-test.
 
     Raises:
         ValueError: the runs were not tested on the same examples.
     """
     users = _same_users([ranks[key]["test_user"] for key in frame["key"]])
-    rows, differences = [], []
+    rows, differences, counted = [], [], []
     for part in [part for part in parts if f"{part} {metrics[0]}" in frame]:
         for metric in metrics:
             means = frame.groupby(by, sort=False)[f"{part} {metric}"].mean()
@@ -63,9 +63,14 @@ def against(
                 differences.append(np.subtract(*(
                     np.mean([gains(ranks[key][PARTS[part]], metric) for key in runs["key"]], axis=0)
                     for runs in (one, two))))
+                counted.append(~np.isnan(differences[-1]))
     if not rows:
         return pd.DataFrame()
-    means = bootstrap(np.stack(differences, axis=1), users, resamples, seed)
+    differences, counted = np.stack(differences, axis=1), np.stack(counted, axis=1)
+    means = np.empty((resamples, len(rows)))
+    for some in np.unique(counted, axis=1).T:  # parts that count the same examples are drawn together
+        columns = (counted == some[:, None]).all(axis=0)
+        means[:, columns] = bootstrap(differences[some][:, columns], users[some], resamples, seed)
     table = pd.DataFrame(rows)
     table["low"], table["high"] = np.percentile(means, [2.5, 97.5], axis=0)
     table["p"] = two_sided(means)
@@ -98,11 +103,12 @@ def _over_seeds(one: pd.Series, two: pd.Series) -> dict[str, float]:
 
 
 def gains(ranks: np.ndarray, metric: str) -> np.ndarray:
-    """(n,) float64: what each example adds to the mean that `evaluation.metrics` calls `metric`, e.g. `N@10`."""
+    """(n,) float64: what each example adds to the mean that `evaluation.metrics` calls `metric`, e.g. `N@10`; NaN for
+    rank 0, an example that is left out."""
     kind, _, cutoff = metric.partition("@")
-    rank = ranks.astype(np.float64)
-    gain = {"R": np.ones_like, "N": lambda r: 1 / np.log2(r + 1), "M": lambda r: 1 / r}[kind](rank)
-    return np.where(rank <= int(cutoff), gain, 0.0)
+    rank = np.where(ranks > 0, ranks, np.nan)
+    gain = {"R": lambda r: r / r, "N": lambda r: 1 / np.log2(r + 1), "M": lambda r: 1 / r}[kind](rank)
+    return np.where(rank > int(cutoff), 0.0, gain)
 
 
 def bootstrap(

@@ -286,6 +286,26 @@ def test_a_constant_scorer_is_last_among_the_sampled():
     assert got["authors_sampled"].tolist() == got["consistent_sampled"].tolist() == [4]
 
 
+def test_an_example_without_a_sample_is_left_out_of_sampled_figures_alone():
+    scores = torch.tensor([[5.0, 9, 1, 0, 3], [0, 9, 1, 7, 3], [2, 9, 1, 0, 2]])
+    sampled = torch.tensor([[1, 2], [5, 5], [3, 4]])  # of three examples with target 0; 5 is padding
+    examples = shop([[0, 0, 0]], 5)
+    got = rank_all(Table(scores.clone()), examples, (torch.full((5,), -1.0), torch.zeros(5)), sampled=sampled)
+    assert got["authors"].tolist() == [2, 5, 3] and got["authors_sampled"].tolist() == [2, 0, 2]
+    assert got["consistent_sampled"].tolist() == [2, 0, 3]
+    products = rank_all(Products(torch.eye(3), scores.T.contiguous()), examples, sampled=sampled)
+    assert products["authors_sampled"].tolist() == [2, 0, 2] and products["authors"].tolist() == [2, 5, 3]
+
+
+@pytest.mark.parametrize("places", [[0], [2, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
+def test_rank_0_is_left_out_of_every_metric(places):
+    ranks = torch.tensor([1, 4, 30, 11])
+    more = torch.zeros(4 + len(places), dtype=torch.int64)
+    more[torch.tensor([place for place in range(len(more)) if place not in places])] = ranks
+    assert metrics(more) == metrics(ranks)
+    assert set(metrics(torch.zeros(3, dtype=torch.int64)).values()) == {None}
+
+
 def test_a_row_larger_than_the_memory_is_ranked_alone():
     table = Table(torch.arange(200_000.0).repeat(3, 1))
     got = rank_all(table, shop([[0, 199_999, 7]], 200_000), memory_mb=1)

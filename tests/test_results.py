@@ -113,3 +113,29 @@ def test_no_folder_no_files(tiny, tmp_path, monkeypatch):
     text = report(experiments.run_all([tiny(), tiny(method="base", seed=1)], tmp_path / "runs", jobs=1), "")
     assert "negatives 8" in text and "Learning rate 0.001" in text and "nullity" in text
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_sampled_figures_leave_out_who_has_touched_nearly_everything(tmp_path):
+    """With somebody who has had nearly all items, every sampled figure is the one without; the table says who is left out."""
+    rng, tables = np.random.default_rng(0), {}
+    lines = [f"u{user}\ti{item}\t{step}" for user in range(30) for step, item in enumerate(rng.permutation(130)[:6])]
+    most = [f"bot\ti{item}\t{step}" for step, item in enumerate(rng.permutation(130)[:125])]
+    for name, users in (("without", lines), ("with", lines + most), ("alone", most)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *users]))
+        items = [f"i{item}\tthing {item}" for item in range(130)]
+        (tmp_path / name / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *items]))
+        specs = [Spec(data=str(tmp_path / name), method="textknn", split="leave-one-out", tail_user=9)]
+        frame = experiments.run_all(specs, tmp_path / "runs", jobs=1)
+        tables[name] = frame.iloc[0], report(frame, "", ranks=experiments.stored_ranks(specs, tmp_path / "runs"))
+    (usual, _), (mixed, text), (alone, other) = (tables[name] for name in ("without", "with", "alone"))
+    sampled = [name for name in usual.index if name.startswith("test_sampled") and "_item" not in name]
+    assert len(sampled) >= 6 + 2 * 7
+    assert mixed[sampled].tolist() == usual[sampled].tolist()  # no group holds the one who is left out
+    assert (mixed["sampled_items"], mixed["sampled_left_out"], usual["sampled_left_out"]) == (100, 1, 0)
+    assert mixed["test head_user n"] == 1 and mixed["test_sampled head_user n"] == 0 and mixed["test_examples"] == 31
+    assert "1 of 31 test users" in mixed["notes"] and "1 of 31 test users" in text.split("## ")[0]
+    assert "tail user (30)" in text.split("## Scoring consistent,")[0].split("## Scoring authors")[1]
+    assert "tail user (" not in text.split("only among itself and 100")[1]  # there it is everybody
+    assert "no sampled figures" in other.split("## ")[0] and "100 sampled" not in other
+    assert "test N@10" in alone and "test_sampled N@10" not in alone

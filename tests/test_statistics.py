@@ -169,6 +169,36 @@ def test_a_single_row_has_no_rival_and_other_examples_are_refused():
         against(frame, ranks)
 
 
+@pytest.mark.parametrize("metric", ["R@10", "N@20", "M@10"])
+def test_the_gain_of_an_example_that_is_left_out_is_none(metric):
+    gain = gains(np.array([1, 0, 3, 50]), metric)
+    assert np.isnan(gain).tolist() == [False, True, False, False] and gain[0] == 1 and gain[3] == 0
+
+
+def test_an_example_that_is_left_out_moves_no_figure_of_a_comparison():
+    """Whatever stands there and wherever, all figures of the part are those without it; other parts keep theirs."""
+    frame, ranks = made({"base": [0.2, 0.3], "better": [0.4, 0.45], "rule": [0.1]}, rules=("rule",))
+    for column in [name for name in frame if name.startswith("test ")]:
+        frame[column.replace("test ", "test_sampled ")] = frame[column]
+    spread = np.r_[0:7, 20:len(next(iter(ranks.values()))["test_user"]) + 13]  # where the examples that count stand
+    more = {}
+    for key, of in ranks.items():
+        wide = np.full(spread[-1] + 4, 3)
+        wide[spread] = of["test_authors"]
+        sampled = np.zeros_like(wide)
+        sampled[spread] = of["test_authors"]
+        users = np.arange(len(wide)) + 10_000
+        users[spread] = of["test_user"]
+        more[key] = {"test_user": users, "test_authors": wide, "test_authors_sampled": sampled}
+        of["test_authors_sampled"] = of["test_authors"]
+    parts = ["test_sampled"]
+    pd.testing.assert_frame_equal(against(frame, more, parts=parts, resamples=500), against(frame, ranks, parts=parts, resamples=500))
+    # Beside a part that counts everybody, each part's figures are its own.
+    both, one = (against(frame, more, parts=parts, resamples=500) for parts in (["test", "test_sampled"], ["test"]))
+    same = ["difference", "low", "high", "p"]
+    pd.testing.assert_frame_equal(both[both["part"] == "test"][same], one[same])
+
+
 def test_under_no_difference_p_is_seldom_small():
     """Two rankers of one quality: the bootstrap's p falls below 0.1 in about a tenth of all worlds."""
     small = 0

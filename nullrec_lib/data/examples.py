@@ -69,6 +69,7 @@ class Examples:
         as_tensor = lambda array: torch.as_tensor(array, dtype=torch.int64, device=device)
         self.items, self.place, self.user = as_tensor(split.items), as_tensor(places), as_tensor(user)
         self.begin = as_tensor(split.offsets[user])
+        self._split = split
         self.context: dict[str, Tensor] = {}
         """What batches carry beside the history: name → (n_examples, …), made from visible histories only."""
 
@@ -156,16 +157,34 @@ class Examples:
         return Windows(ids, row * self.length + newest - first)
 
     def seen(self, index: Tensor) -> Tensor:
-        """(B, W) int64: *all* items of the user before the target, left-padded with N; W the longest."""
+        """(B, W) int64: *all* items of the user before the target, each once, in the order of their first time,
+        left-padded with N; W the most that an example has, and no more than N, however long a history is."""
         index = index.to(self.device)
-        longest = self.longest_history(index)
-        return self._before(index, max(longest, 1))
+        items, begin, end = self._distinct
+        return self._from(items, begin.take(index), end.take(index), max(self.most_seen(index), 1))
 
-    def longest_history(self, index: Tensor | slice = slice(None)) -> int:
-        """Most items before a target, over all examples or those of `index`."""
-        return int((self.place[index] - self.begin[index]).max())
+    def most_seen(self, index: Tensor | slice = slice(None)) -> int:
+        """Most distinct items before a target, over all examples or those of `index`."""
+        _, begin, end = self._distinct
+        return int((end[index] - begin[index]).max())
+
+    @cached_property
+    def _distinct(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The sequences with every user's items once, in the order of their first time, and where in them what an
+        example has seen begins and ends, (n_examples,) each."""
+        first = torch.as_tensor(self._split.first_times(), device=self.device)
+        before = torch.cat([first.new_zeros(1, dtype=torch.int64), first.cumsum(0)])
+        return self.items[first], before.take(self.begin), before.take(self.place)
+
+    def longest_history(self) -> int:
+        """Most items before a target."""
+        return int((self.place - self.begin).max())
 
     def _before(self, index: Tensor, width: int) -> Tensor:
         # `take` costs less than indexing does, and a step makes many such small calls.
-        source = self.place.take(index)[:, None] - torch.arange(width, 0, -1, device=self.device)
-        return self.items.take(source.clamp(min=0)).masked_fill(source < self.begin.take(index)[:, None], self.n_items)
+        return self._from(self.items, self.begin.take(index), self.place.take(index), width)
+
+    def _from(self, items: Tensor, begin: Tensor, end: Tensor, width: int) -> Tensor:
+        """(B, width) int64: the last `width` of `items` between `begin` and `end`, (B,) each, left-padded with N."""
+        source = end[:, None] - torch.arange(width, 0, -1, device=self.device)
+        return items.take(source.clamp(min=0)).masked_fill(source < begin[:, None], self.n_items)

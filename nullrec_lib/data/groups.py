@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from nullrec_lib.data.negatives import past_banned
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
 
@@ -43,16 +42,8 @@ def groups(
     user, item = activity < limits["tail_user"], popularity < limits["tail_item"]
     sides = {"tail_user": user, "head_user": ~user, "tail_item": item, "head_item": ~item}
     both = {f"{u}_{i}": sides[u] & sides[i] for u in ("tail_user", "head_user") for i in ("tail_item", "head_item")}
-    again = _repeated(split)[places]
+    again = ~split.first_times()[places]
     return sides | both | {"cold_item": popularity == 0, "new_item": ~again, "repeated_item": again}
-
-
-def _repeated(split: Split) -> np.ndarray:
-    """(n,) bool: interactions with an item that the same user has had before."""
-    pairs = split.user_of(np.arange(len(split.items))) * split.n_items + split.items
-    first = np.zeros(len(pairs), bool)
-    first[np.unique(pairs, return_index=True)[1]] = True
-    return ~first
 
 
 def thresholds(split: Split, part: str, tail_user: int | None = None, tail_item: int | None = None) -> dict[str, int]:
@@ -85,34 +76,39 @@ def _pareto(values: np.ndarray) -> int:
 def untouched(split: Split, part: str, count: int = SAMPLED, seed: int = 22) -> np.ndarray:
     """(n_examples, count) int64: for each example distinct items that its user never touches, drawn uniformly.
 
-    Held-out interactions count as touched (LLM-ESR): the sample is for judging, no model reads it. In a small
-    catalogue all examples get as many as the user with the fewest untouched items has.
-
-    Raises:
-        InputError: a user touches every item.
+    Held-out interactions count as touched (LLM-ESR): the sample is for judging, no model reads it. Examples of users
+    who leave fewer than `count` items untouched get none, but a row of N: among fewer items a target would rank higher,
+    so they have no place in a sampled figure. What others get does not depend on them.
     """
     places = getattr(split, part)
     user, row = np.unique(split.user_of(places), return_inverse=True)
     touched = [np.unique(split.items[split.offsets[u] : split.offsets[u + 1]]) for u in user]
-    fewest = split.n_items - max(map(len, touched))
-    if fewest < 1:
-        raise InputError(f"split: a user touches all {split.n_items} items, so sampled metrics have no other item to "
-                         "rank; use a larger catalogue or split=cold-start.")
-    count = min(count, fewest)
-    drawn = np.empty((len(user), count), dtype=np.int64)
+    allowed = split.n_items - np.array([len(items) for items in touched], dtype=np.int64)
+    sampled = np.flatnonzero(allowed >= count)
+    drawn = np.full((len(user), count), split.n_items)
     rng = np.random.default_rng(seed)
-    for start in range(0, len(user), 1024):
-        block = slice(start, start + 1024)
-        own = touched[block]
-        allowed = split.n_items - np.array([len(items) for items in own])
+    for start in range(0, len(sampled), 1024):
+        block = sampled[start : start + 1024]
+        picks = np.empty((len(block), count), dtype=np.int64)
         # Floyd's algorithm for all users at once: the j-th draw is from 0…j, and j itself where that was drawn before.
         for column in range(count):
-            last = allowed - count + column
-            pick = (rng.random(len(allowed)) * (last + 1)).astype(np.int64)
-            again = (drawn[block, :column] == pick[:, None]).any(axis=1)
-            drawn[block, column] = np.where(again, last, pick)
-        banned = np.full((len(own), max(map(len, own))), split.n_items)
-        for line, items in zip(banned, own):
-            line[: len(items)] = items
-        drawn[block] = past_banned(drawn[block], banned)
+            last = allowed[block] - count + column
+            pick = (rng.random(len(block)) * (last + 1)).astype(np.int64)
+            again = (picks[:, :column] == pick[:, None]).any(axis=1)
+            picks[:, column] = np.where(again, last, pick)
+        for owner, pick in zip(block, picks):
+            # Of the untouched items the pick-th has as many touched ones below it as those that it must pass.
+            passed = np.searchsorted(touched[owner] - np.arange(len(touched[owner])), pick, side="right")
+            drawn[owner] = pick + passed
     return drawn[row.reshape(-1)]
+
+
+def left_out(split: Split, sampled: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(n_examples,) bool: those that have no sampled items by `untouched`; and the notes on them, if there are any."""
+    without = (sampled == split.n_items).any(axis=1)
+    if not without.any():
+        return without, []
+    why = f"fewer than {sampled.shape[1]} of the {split.n_items:,} items untouched; all-item figures count everybody."
+    if without.all():
+        return without, [f"There are no sampled figures: all {len(without):,} test users leave {why}"]
+    return without, [f"Sampled figures leave out {int(without.sum()):,} of {len(without):,} test users, who leave {why}"]

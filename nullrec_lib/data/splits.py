@@ -41,6 +41,13 @@ class Split:
         """User ids of places in `items`."""
         return np.searchsorted(self.offsets, places, side="right") - 1
 
+    def first_times(self) -> np.ndarray:
+        """(n,) bool: interactions with an item that the same user has not had before."""
+        pairs = self.user_of(np.arange(len(self.items))) * self.n_items + self.items
+        first = np.zeros(len(pairs), bool)
+        first[np.unique(pairs, return_index=True)[1]] = True
+        return first
+
     def training_interactions(self) -> tuple[np.ndarray, np.ndarray]:
         """(users, items), both (n_owned,) int64, each user's in time order."""
         places = np.flatnonzero(self.owned)

@@ -54,11 +54,24 @@ def test_histories_are_the_newest_items_padded_on_the_left(length, histories):
     assert {t.dtype for t in batch[:4]} == {torch.int64}
 
 
-def test_seen_is_the_whole_prefix_whatever_the_length():
+def test_seen_is_every_item_of_the_whole_prefix_once_whatever_the_length():
     examples = Examples(by_hand(SEQUENCES, [0, 3, 4, 6]), "train", length=1)
-    assert examples.seen(torch.tensor([1, 3, 0])).tolist() == [[4, 3, 2], [9, 8, 8], [9, 9, 9]]
-    assert examples.seen(torch.tensor([3])).tolist() == [[8, 8]]
+    assert examples.seen(torch.tensor([1, 3, 0])).tolist() == [[4, 3, 2], [9, 9, 8], [9, 9, 9]]
+    assert examples.seen(torch.tensor([3])).tolist() == [[8]]
     assert examples.seen(torch.tensor([0, 2])).tolist() == [[9], [9]]  # nothing seen: one column of padding
+    assert examples.most_seen() == 3 and examples.most_seen(torch.tensor([0, 3])) == 1
+
+
+@pytest.mark.parametrize("n", [50, 20_000])
+def test_one_long_history_is_no_wider_than_the_catalogue(n):
+    long = [step * step % 7 for step in range(n)]  # 0, 1, 4, 2, over and over
+    examples = Examples(by_hand([[8, 8], long, [3, 8, 5]], [1, *range(2, 2 + n), n + 4]), "train")
+    assert examples.most_seen() == 4 and examples.longest_history() == n - 1
+    seen = examples.seen(torch.arange(len(examples)))
+    assert seen.shape == (n + 2, 4)
+    assert seen[[0, 1, 2, 3, 4, 5, 6, -1]].tolist() == [
+        [9, 9, 9, 8], [9] * 4, [9, 9, 9, 0], [9, 9, 0, 1], [9, 0, 1, 4], [0, 1, 4, 2], [0, 1, 4, 2], [9, 9, 3, 8]]
+    assert (seen[5:-1] == seen[5]).all()
 
 
 def test_context_rows_follow_the_batch():
@@ -90,8 +103,9 @@ def test_a_batch_equals_its_plain_construction(sequences, length, data):
     assert batch.user.tolist() == [user for user, _, _ in wanted]
     assert batch.target.tolist() == [target for _, _, target in wanted]
     assert batch.history.tolist() == [([N] * length + history)[-length:] for _, history, _ in wanted]
-    longest = max(1, max(len(history) for _, history, _ in wanted))
-    assert seen.tolist() == [[N] * (longest - len(history)) + history for _, history, _ in wanted]
+    once = [list(dict.fromkeys(history)) for _, history, _ in wanted]  # in the order of their first time
+    most = max(1, max(map(len, once)))
+    assert seen.tolist() == [[N] * (most - len(items)) + items for items in once]
 
 
 # Windows

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from nullrec_lib.data.examples import Batch, Examples
-from nullrec_lib.data.groups import groups, thresholds, untouched
+from nullrec_lib.data.groups import groups, left_out, thresholds, untouched
 from nullrec_lib.data.negatives import past_banned
 from nullrec_lib.data.splits import Split
 from nullrec_lib.errors import InputError
@@ -243,24 +243,46 @@ def test_the_seed_decides_and_nothing_random_outside():
     assert not np.array_equal(ours[:1024:2][:88], ours[1024::2][:88])  # no block repeats another
 
 
-def test_small_catalogues_shrink_the_sample_for_everyone():
-    split = leave_one_out([[0, 1, 2], [0, 1, 2, 3, 4, 5], [6, 6, 6]], 8)
-    few = untouched(split, "test")
-    assert few.shape == (3, 2) and few[1].tolist() in ([6, 7], [7, 6])
-    assert untouched(split, "test", 1).shape == (3, 1)
-    big = leave_one_out([[0, 1, 2]], 103)
-    assert sorted(untouched(big, "test")[0]) == list(range(3, 103))
-    # repeats touch one item only
-    assert untouched(leave_one_out([[0, 0, 0, 0, 1]], 4), "test").shape == (1, 2)
+def test_users_who_touch_nearly_everything_get_no_sample_and_change_nobody_else_s():
+    usual = [[user, 10 + user % 7, 20 + user % 13, 29] for user in range(9)] * 200  # more than one block of users
+    most = [list(range(n)) for n in (296, 297, 300)]
+    alone = untouched(leave_one_out(usual, 300), "test", 4)
+    mixed = [most[0], *usual[:500], most[1], *usual[500:], most[2]]
+    few = untouched(leave_one_out(mixed, 300), "test", 4)
+    assert sorted(few[0]) == [296, 297, 298, 299]  # exactly enough
+    assert (few[[501, -1]] == 300).all() and few.shape == (len(mixed), 4)
+    few = untouched(leave_one_out([*usual[:500], most[1], *usual[500:], most[2]], 300), "test", 4)
+    assert np.array_equal(np.delete(few, [500, -1], axis=0), alone)
 
 
-def test_a_user_who_touches_everything_is_an_error():
-    with pytest.raises(InputError, match="touches all 4 items"):
-        untouched(leave_one_out([[0, 1, 2], [3, 2, 1, 0]], 4), "test")
-    # held-out items are touched as well, but not those of users outside of the part
+def test_nobody_is_sampled_in_a_catalogue_that_is_too_small():
+    sequences = [[0, 1, 2], [0, 1, 2, 3, 4, 5]]
+    assert (untouched(leave_one_out(sequences, 102), "test") == 102).all()
+    assert sorted(untouched(leave_one_out(sequences, 103), "test")[0]) == list(range(3, 103))
+    # repeats touch one item only, held-out items are touched as well, and users outside of the part do not matter
+    assert untouched(leave_one_out([[0, 0, 0, 0, 1]], 4), "test", 2).tolist() in ([[2, 3]], [[3, 2]])
     split = leave_one_out([[0, 1, 2], [3, 2, 1, 0]], 4)
+    assert untouched(split, "test", 1).tolist() == [[3], [4]]
     part = Split(split.protocol, 4, split.items, split.offsets, split.train, split.valid, split.test[:1], split.owned)
-    assert untouched(part, "test").tolist() == [[3]]
+    assert untouched(part, "test", 1).tolist() == [[3]]
+
+
+def test_who_is_left_out_is_counted_and_said():
+    split = leave_one_out([[0, 1, 2], [3, 2, 1, 0], [0, 0, 0]], 5)
+    for count, expected, words in ((1, [False] * 3, ()), (2, [False, True, False], ("1 of 3 test users", "fewer than 2 of the 5")),
+                                   (5, [True] * 3, ("no sampled figures", "all 3 test users"))):
+        without, notes = left_out(split, untouched(split, "test", count))
+        assert without.tolist() == expected and len(notes) == bool(words)
+        assert all(word in notes[0] for word in words)
+
+
+@given(st.lists(st.lists(st.integers(0, 11), min_size=3, max_size=14), min_size=1, max_size=8), st.integers(1, 6))
+def test_a_sample_is_what_moving_past_the_touched_items_one_by_one_gives(sequences, count):
+    split = leave_one_out(sequences, 12)
+    few = untouched(split, "test", count)
+    for sequence, items in zip(sequences, few.tolist(), strict=True):
+        free = set(range(12)) - set(sequence)
+        assert len(set(items) & free) == count if len(free) >= count else set(items) == {12}
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["array", "tensor"])
