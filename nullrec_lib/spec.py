@@ -13,7 +13,7 @@ from typing import Any
 from nullrec_lib import data
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.data.splits import PROTOCOLS as SPLITS
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 from nullrec_lib.evaluation import PROTOCOLS
 from nullrec_lib.language.encoder import DEFAULT, TEMPLATE, identity, template_fields
 from nullrec_lib.methods import METHODS, ONLY, RULES, runs_on
@@ -190,7 +190,7 @@ def parse(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name not in hints:
-            raise InputError(f"--set {assignment}: write key=value with a key among {', '.join(hints)}.")
+            raise InputError(f"--set {shown(assignment)}: write key=value with a key among {', '.join(hints)}.")
         options = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
         kind = options[0]
         try:
@@ -199,7 +199,8 @@ def parse(assignments: list[str]) -> dict[str, Any]:
             elif kind is bool:
                 values[name] = {"true": True, "false": False}[text.lower()]
             else:
+                text.encode()  # what is not Unicode could not be written down
                 values[name] = kind(text)
         except (ValueError, KeyError):
-            raise InputError(f"--set {assignment}: {text!r} is not {kind.__name__}.") from None
+            raise InputError(f"--set {name}: {shown(text)} is not {kind.__name__}.") from None
     return values
