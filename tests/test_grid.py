@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from nullrec_lib import experiments, grid
@@ -26,7 +28,7 @@ def made(tmp_path, encoder):
 
     def make(text: str, small: str = SMALL) -> grid.Grid:
         path = tmp_path / "mine.yaml"
-        path.write_text(small.format(encoder=encoder) + text)
+        path.write_text(small.format(encoder=encoder) + text, encoding="utf-8")
         return load(path)
 
     return make
@@ -62,7 +64,18 @@ def made(tmp_path, encoder):
     ("method: [{method: base, label: a|b}]", "label: 'a|b' must be text on one line, without"),
     ("method: base\nreference: bass", "reference: no row is called 'bass'; there are base"),
     ("method: base\nname: ../up", "name: '../up' must be a plain folder name"),
-    ("method: base\nname: ..", "name: '..'"),
+    ("method: base\nname: ..", "name: '..'"), (f"method: base\nname: {'x' * 300}", "name: "),
+    ("method: base\nseed: 1:30", "seed: '1:30' is not of type int"), ("method: base\nseed: 1_000", "seed: '1_000'"),
+    ("method: base\nexclude_history: yes", "exclude_history: 'yes' is not of type bool"),
+    ("method: base\nlr: true", "lr: True is not of type float"), ("method: base\nlr: [.nan]", "lr: nan"),
+    (f"method: base\nlr: {'9' * 5000}", "mine.yaml: line 2: a number of 5,000"),
+    ("method: base\nseed: 1\n\nseed: 2", "mine.yaml: line 4: seed is given twice"),
+    ("method: base\n<<: {lr: 1}", "<<: there is no such field"), ("method: base\nseed: &a [*a]", "line 2: anchors"),
+    ("method: base\n? [a]\n: b", "line 2: a key"), ("method: base\n1: b", "1: there is no such field"),
+    ('method: base\ndata: "a\\0b"', "data: "), ('method: base\ndata: "\\ud800"', "data: "),
+    ('method: [{method: base, label: "a\\nb"}]', "label: "), ("method: base\ndata: [{a: b}]", "data: "),
+    ("method: base\ntemplate: '{title:>99999999999}'", "template: "), ("method: {base: }", "base: there is no such field"),
+    (f"method: base\nseed: {list(range(400))}\nlr: {list(range(1, 301))}", "120,000 runs"),
 ])
 def test_a_wrong_file_is_named_with_its_field(text, said, made):
     with pytest.raises(InputError) as error:
@@ -114,7 +127,35 @@ def test_rules_are_run_once_and_are_in_every_table_and_a_pair_that_cannot_be_is_
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_grids_can_be_read(path):
-    assert load(path.stem).cells
+    """And mean the same whichever version of YAML they are read by, but for 1e-3, which 1.1 takes for text."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["lr"] = [float(rate) for rate in np.atleast_1d(content.get("lr", Spec.lr))]
+    before = grid.make(content, path.stem, path.read_text(encoding="utf-8"))
+    assert load(path.stem) == before and before.cells
+
+
+def test_yaml_means_what_it_looks_like(made):
+    asked = made("method: base\nseed: [022, 0x10]\nlr: [1e-3, 1]\nexclude_history: TRUE\nkeep: first:3\nname: 2024-01-01")
+    assert (asked.seeds, asked.rates, asked.name) == ((22, 16), (0.001, 1.0), "2024-01-01")
+    assert asked.cells[0].spec.exclude_history is True and asked.cells[0].spec.keep == "first:3"
+
+
+@pytest.mark.parametrize("value", ["1e-3", "yes", "022", "1:30", "null", "- a"])
+def test_the_text_of_a_grid_from_no_file_keeps_texts_texts(value, tmp_path):
+    asked = grid.make({"data": value, "method": "base"}, "mine")
+    (tmp_path / "mine.yaml").write_text(asked.text)
+    assert load(tmp_path / "mine.yaml").cells[0].spec.data == value
+
+
+@pytest.mark.parametrize("key, value", [
+    ("seed", 10**5000), ("lr", 10**400), ("lr", True), ("lr", [[1]]), ("seed", {1: 2}), ("data", b"x"), ("data", [None]),
+    ("method", [10**5000]), ("method", [{"method": "base", "width": 10**5000}]), ("method", [{("a",): 1}]),
+    ("name", 10**5000), ("reference", [1]), (10**5000, 1), (None, 1), ("method", []), ("epochs", (1, 2)),
+], ids=lambda value: type(value).__name__)
+def test_values_that_no_file_could_hold_are_input_errors_too(key, value):
+    with pytest.raises(InputError) as error:
+        grid.make({"method": "base"} | {key: value}, "mine")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 # Running
