@@ -172,7 +172,8 @@ def read_tensors(
             raise ValueError("it is empty")
         with safe_open(path, "pt") as opened:
             text = (opened.metadata() or {}).get("about", "{}")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            # Copied: what lies in the file itself goes with it, and takes the process along.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}
         body, last = text[:-32], text[-32:]
         if re.fullmatch(r"[ \t]{32}", last) and _blank(_crc32(tensors, body)) != last:
             raise ValueError("its content does not match its checksum")
