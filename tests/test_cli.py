@@ -270,6 +270,8 @@ def test_a_number_out_of_range_in_spectrum_is_one_sentence(option, said, encoder
 @pytest.mark.parametrize("wrong, said", [
     (["-p", "epocs=3"], "no selected notebook has a parameter `epocs`; did you mean `epochs`?"),
     (["-p", "data=x"], "is not set as a parameter"),
+    (["-p", "epochs=[3]"], "epochs: [3] is not a single value"), (["-p", "epochs=none"], "epochs: "),
+    (["-p", "epochs=TRUE"], "epochs: True"),
     (["--preset", "slow"], "preset"), (["--only", "99"], "99"), (["--data", "nowhere"], "nowhere"),
 ], ids=str)
 def test_a_mistake_in_reproduce_is_one_sentence_and_runs_nothing(wrong, said, tmp_path):

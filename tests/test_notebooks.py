@@ -77,6 +77,13 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path):
     assert "a.ipynb" in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_a_value_of_another_type_is_refused_before_anything_runs(tmp_path):
+    path = write(tmp_path / "a.ipynb")
+    with pytest.raises(InputError, match=r"^seeds: 22 is not a list; write \[22\]"):
+        execute(path, tmp_path / "out" / "a.ipynb", {"seeds": 22})
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_kernel_is_this_python_and_runs_in_the_folder_of_the_notebook(tmp_path, monkeypatch):
     kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
@@ -198,6 +205,8 @@ def test_data_is_found_where_load_finds_it(tmp_path, monkeypatch):
     ({"parameters": {"rates": 1}}, "did you mean `rate`"),
     ({"parameters": {"rate": 1}, "only": ["02_b"]}, "no selected notebook has a parameter `rate`"),
     ({"parameters": {"report_dir": "x"}}, "not set as a parameter"),
+    ({"parameters": {"seeds": 22}}, r"^seeds: 22 is not a list; write \[22\]"),
+    ({"parameters": {"rate": None}}, "^rate: 01_a.ipynb gives None no meaning"),
     ({"only": ["3"]}, "no notebook `3`.*01_a, 02_b"),
     ({"only": ["01_b"]}, "did you mean"),
     ({"name": "../.."}, "name a folder"),
