@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 from nullrec_lib.kernels.covariance import covariance as moments
 from nullrec_lib.machine import one_thread
+from nullrec_lib.matrices import at_least_zero, finite, real, whole
 
 STANDARDISE = ("all", "row", "none")
 BASES = ("principal", "random")
@@ -49,8 +50,14 @@ class NullSpace:
         return self.width - self.nullity
 
     def project(self, embeddings: np.ndarray) -> np.ndarray:
-        """(n, d_l) any float → (n, width) float32: (E − μ) U, scaled by `gain`."""
-        return ((np.asarray(embeddings, np.float64) - self.mean) @ self.basis * self.gain).astype(np.float32)
+        """(n, d_l) any float → (n, width) float32: (E − μ) U, scaled by `gain`.
+
+        Raises:
+            InputError: a vector is beyond float32.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = ((np.asarray(embeddings, np.float64) - self.mean) @ self.basis * self.gain).astype(np.float32)
+        return finite(made, "embeddings, projected")
 
 
 def covariance(embeddings: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -60,13 +67,22 @@ def covariance(embeddings: np.ndarray, weights: np.ndarray | None = None) -> tup
     independent samples.
 
     Raises:
-        InputError: fewer than two items, non-finite or constant embeddings, or bad weights.
+        InputError: fewer than two items, embeddings that are not real, not finite, constant or of a size whose square
+            float64 cannot hold, or bad weights.
     """
-    mean, sigma = moments(np.asarray(embeddings), weights)
-    # The mean of squared lengths is the trace plus the squared length of the mean. NaN is no variance either.
-    scale = max(np.trace(sigma) + mean @ mean, np.finfo(np.float64).tiny)
+    rows = real(embeddings, "embeddings")
+    if weights is not None:
+        weights = real(weights, "weights")
+        if 1e150 < float(weights.max(initial=0)) < np.inf:  # their sum may be beyond float64
+            weights = weights / weights.max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, sigma = moments(rows, weights)
+        # The mean of squared lengths is the trace plus the squared length of the mean.
+        scale = max(np.trace(sigma) + mean @ mean, np.finfo(np.float64).tiny)
+    if not np.isfinite(scale):
+        raise InputError("embeddings: their squares are beyond float64; bring the rows to unit norm.")
     if not np.trace(sigma) > np.finfo(np.float64).eps * scale:
-        raise InputError("embeddings: all rows are the same, so there is no direction to decompose.")
+        raise InputError("embeddings: all rows are the same, or nearly, so there is no direction to decompose.")
     return mean, sigma
 
 
@@ -112,23 +128,17 @@ def decompose(
     given = [name for name, value in rules.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"null space: give exactly one of {', '.join(rules)} (got {', '.join(given) or 'none'}).")
-    if standardise not in STANDARDISE:
-        raise InputError(f"standardise: {standardise!r} is not one of {', '.join(STANDARDISE)}.")
-    if basis not in BASES:
-        raise InputError(f"basis: {basis!r} is not one of {', '.join(BASES)}.")
+    for name, value, known in (("standardise", standardise, STANDARDISE), ("basis", basis, BASES)):
+        if not isinstance(value, str) or value not in known:
+            raise InputError(f"{name}: {shown(value)} is not one of {', '.join(known)}.")
+    threshold, relative_threshold = (None if rules[name] is None else at_least_zero(rules[name], name)
+                                     for name in ("threshold", "relative_threshold"))
+    epsilon, seed = at_least_zero(epsilon, "epsilon"), whole(seed, "seed", 0)
     mean, sigma = covariance(embeddings, weights)
     full = len(mean)
-    width = full if width is None else width
-    for name, value in (("width", width), ("null_dim", null_dim)):
-        if value is not None and value != int(value):
-            raise InputError(f"{name}: {value} is not a whole number.")
-    if not 1 <= width <= full:
-        raise InputError(f"width: {width} is not between 1 and the embeddings' {full} dimensions.")
-    if null_dim is not None and not 0 <= null_dim <= width:
-        raise InputError(f"null_dim: {null_dim} is not between 0 and the {width} kept dimensions.")
-    for name in ("threshold", "relative_threshold"):
-        if rules[name] is not None and not rules[name] >= 0:
-            raise InputError(f"{name}: {rules[name]} is not a number of at least 0.")
+    width = full if width is None else whole(width, "width", 1, full, f"the embeddings' {full} dimensions")
+    if null_dim is not None:
+        null_dim = whole(null_dim, "null_dim", 0, width, f"the {width} kept dimensions")
 
     # Beside other work on the same cores, threads of a small decomposition wait for each other for seconds.
     with one_thread() if full <= 1024 else nullcontext():
@@ -142,15 +152,16 @@ def decompose(
         S = np.einsum("ij,ij->j", vectors, sigma @ vectors)
         order = np.argsort(-S, kind="stable")
         S, vectors = S[order], vectors[:, order]
+    noise = epsilon * float(spectrum[0])
     if null_dim is not None:
         nullity, full_nullity = null_dim, null_dim + full - width
     else:
-        limit = threshold if threshold is not None else relative_threshold * spectrum.mean()
-        limit = max(limit, epsilon * spectrum[0])  # below it is rounding noise
+        limit = threshold if threshold is not None else relative_threshold * float(spectrum.mean())
+        limit = max(limit, noise)  # below it is rounding noise
         nullity, full_nullity = int((S[:width] <= limit).sum()), int((S <= limit).sum())
 
     S, vectors = S[:width], np.ascontiguousarray(vectors[:, :width])
-    alive = S > epsilon * spectrum[0]
+    alive = S > noise
     scaled = {"all": alive, "row": alive & (np.arange(width) < width - nullity), "none": np.zeros(width, bool)}
     gain = alive / np.sqrt(np.where(scaled[standardise], S, 1.0))
     return NullSpace(mean, vectors, S, spectrum, nullity, full_nullity, gain)
@@ -176,13 +187,13 @@ def nullities(embeddings: np.ndarray, width: int, thresholds: tuple[float, ...] 
 def cosines(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Cosine similarity (n_pairs,) float64 of row pairs of vectors (N, d); zero rows give 0."""
     unit = _unit(vectors)
-    blocks = range(0, len(pairs[0]), 10_000)  # two gathered copies of all pairs would be gigabytes
+    blocks = range(0, max(1, len(pairs[0])), 10_000)  # two gathered copies of all pairs would be gigabytes
     ends = [(pairs[0][start : start + 10_000], pairs[1][start : start + 10_000]) for start in blocks]
     return np.concatenate([np.einsum("ij,ij->i", unit[left], unit[right]) for left, right in ends])
 
 
 def random_pairs(n: int, count: int, seed: int = 22) -> tuple[np.ndarray, np.ndarray]:
-    """`count` pairs of distinct rows out of n, drawn uniformly."""
+    """`count` pairs of distinct rows out of n ≥ 2, drawn uniformly."""
     rng = np.random.default_rng(seed)
     left = rng.integers(n, size=count)
     return left, (left + rng.integers(1, n, size=count)) % n
@@ -195,14 +206,23 @@ def preservation(
 
     Frozen columns prove little, as the other columns may drown them: both measures look at whole vectors.
 
+    Args:
+        neighbours, sample: at least 1.
+
     Returns:
         neighbour_overlap: mean share of an item's nearest neighbours by cosine that stay among its nearest
             (over at most `sample` items; at most N-1 neighbours).
         cosine_rank_correlation: Spearman correlation of the two cosines over random pairs of items; None where
             one of them is constant.
+
+    Raises:
+        InputError: one is no matrix of real, finite numbers, they have different numbers of rows, or fewer than two.
     """
-    n = len(embeddings)
-    before, after = _unit(embeddings), _unit(vectors)
+    neighbours, sample = whole(neighbours, "neighbours", 1), whole(sample, "sample", 1)
+    before, after = _unit(embeddings, "embeddings"), _unit(vectors, "vectors")
+    n = len(before)
+    if n < 2 or n != len(after):
+        raise InputError(f"embeddings and vectors: have {n:,} and {len(after):,} rows; give the same two or more items.")
     rows = np.random.default_rng(seed).permutation(n)[:sample]
     k = min(neighbours, n - 1)
     overlap = 0
@@ -228,7 +248,13 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(pd.Series(a).rank(), pd.Series(b).rank())[0, 1])
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float64)
+def _unit(vectors: np.ndarray, place: str = "vectors") -> np.ndarray:
+    """(N, d) float64 of unit norm; zero rows stay zero."""
+    vectors = real(vectors, place).astype(np.float64)
+    if vectors.ndim != 2 or not vectors.shape[1]:
+        raise InputError(f"{place}: shape {vectors.shape} is not (N, d), a vector for each item.")
+    size = np.abs(finite(vectors, place)).max(axis=1, keepdims=True)
+    extreme = (size > 0) & ((size > 1e100) | (size < 1e-100))  # squares of these are beyond float64
+    vectors /= np.where(extreme, size, 1)
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norm > 0, norm, 1)

@@ -336,7 +336,84 @@ def test_wrong_input_is_one_sentence(embeddings, arguments, words):
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
 
 
+NO_MATRIX = {
+    "0-d": np.float64(3), "1-d": GOOD[0], "3-d": GOOD[:, None], "no row": GOOD[:0], "no column": GOOD[:, :0],
+    "complex": GOOD + 1j, "text": GOOD.astype(str), "objects": GOOD.astype(object), "fields": np.zeros((4, 2), [("x", "f4")]),
+    "ragged": [[1.0, 2.0], [3.0]], "dates": np.zeros((4, 2), "M8[s]"), "NaN": MISSING, "infinite": INFINITE, "nothing": None,
+}
+
+
+@pytest.mark.parametrize("embeddings", NO_MATRIX.values(), ids=NO_MATRIX)
+@pytest.mark.parametrize("use", [lambda rows: decompose(rows, null_dim=1), lambda rows: nullities(rows, 2),
+                                 lambda rows: preservation(rows, GOOD), lambda rows: preservation(GOOD, rows)],
+                         ids=["decompose", "nullities", "before", "after"])
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_matrix_of_real_numbers_is_refused(embeddings, use):
+    with pytest.raises(InputError, match="^(embeddings|vectors)"):
+        use(embeddings)
+
+
+@pytest.mark.parametrize("name", ["width", "null_dim"])
+@pytest.mark.parametrize("value", [1.5, np.nan, np.inf, -np.inf, "2", True, 10**400, -1, [2], 2 + 0j])
+def test_a_width_is_a_whole_number_within_the_dimensions(name, value):
+    with pytest.raises(InputError, match=f"^{name}"):
+        decompose(GOOD, **{"null_dim": 1, name: value})
+    assert decompose(GOOD, **{"null_dim": 1, name: np.float32(2)}).width == (2 if name == "width" else 6)
+
+
+@pytest.mark.parametrize("name", ["threshold", "relative_threshold", "epsilon"])
+@pytest.mark.parametrize("value", ["0.1", True, np.nan, -np.inf, [0.1], 1j])
+def test_a_threshold_is_a_number_of_at_least_0(name, value):
+    with pytest.raises(InputError, match=f"^{name}"):
+        decompose(GOOD, **{name: value} | ({"null_dim": 1} if name == "epsilon" else {}))
+
+
+@pytest.mark.parametrize("weights", [np.ones(20, complex), ["a"] * 20, [None] * 20, np.ones(21), 3.0])
+def test_weights_are_a_real_number_for_each_row(weights):
+    with pytest.raises(InputError, match="^weights"):
+        decompose(GOOD, null_dim=1, weights=weights)
+
+
+@pytest.mark.parametrize("scale", [2.0**-400, 2.0**-1060, 2.0**1000])
+def test_weights_of_any_size_weigh_alike(scale):
+    weights = np.arange(20) % 4
+    space = decompose(GOOD, null_dim=1, weights=weights)
+    np.testing.assert_allclose(decompose(GOOD, null_dim=1, weights=weights * scale).spectrum, space.spectrum, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "longdouble", "int16", "uint8", "bool"])
+def test_every_kind_of_real_number_is_decomposed_alike(dtype):
+    E = (np.abs(GOOD) // 0.5).astype(dtype)
+    space, exact = decompose(E, null_dim=1), decompose(E.astype(np.float64), null_dim=1)
+    np.testing.assert_allclose(space.spectrum, exact.spectrum, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e300])
+@pytest.mark.filterwarnings("error")
+def test_embeddings_whose_squares_are_beyond_float64_are_refused(scale):
+    with pytest.raises(InputError, match="embeddings: .*unit norm"):
+        decompose(GOOD * scale, null_dim=1)
+    with pytest.raises(InputError, match="embeddings"):
+        decompose(GOOD * 1e60, null_dim=1, standardise="none").project(GOOD * 1e60)
+
+
 # Preservation
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e200, 1e307])
+def test_preservation_does_not_depend_on_scale(scale):
+    shrink = 10.0 if scale > 1 else 1.0
+    same = preservation(GOOD, GOOD * scale / shrink)
+    assert same["neighbour_overlap"] > 0.9 and same["cosine_rank_correlation"] > 0.99
+
+
+def test_one_item_or_other_items_have_no_neighbours():
+    for left, right in ((GOOD[:1], GOOD[:1]), (GOOD, GOOD[:5]), (GOOD[:1], GOOD)):
+        with pytest.raises(InputError, match="embeddings and vectors"):
+            preservation(left, right)
+    for arguments in ({"neighbours": 0}, {"sample": 0}, {"neighbours": 2.5}):
+        with pytest.raises(InputError, match=next(iter(arguments))):
+            preservation(GOOD, GOOD, **arguments)
 
 
 def test_cosines_by_hand():

@@ -87,11 +87,14 @@ def split(dataset: Dataset, protocol: str, min_history: int = 1, seed: int = 22)
         seed: of the user shuffle that replaces time where the data set has positions only (cold-start).
 
     Raises:
-        InputError: unknown protocol, or not one for these data; min_history below 0, or a part that would have no
-            example.
+        InputError: unknown protocol, or not one for these data; min_history below 0, a part that would have no
+            example, or a catalogue of one item.
     """
     if min_history < 0:
         raise InputError(f"min_history: {min_history} is below 0.")
+    if dataset.n_items < 2:
+        raise InputError(f"split: {dataset.name} has only {dataset.n_items} item, so there is nothing to rank; give data of two "
+                         "items or more.")
     if protocol in PROTOCOLS and (protocol == "given") != (dataset.given is not None):
         have = "bring no split of their own" if protocol == "given" else "bring their own split and name no users"
         use = " or ".join(OF_USERS) if protocol == "given" else "given"

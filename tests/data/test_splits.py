@@ -284,3 +284,10 @@ def test_fingerprint_tells_where_one_part_ends_and_the_next_begins():
     parts = split(log(TRIPLES), "cold-start")
     moved = replace(parts, train=parts.train[:-1], valid=np.r_[parts.train[-1:], parts.valid])
     assert moved.fingerprint() != parts.fingerprint()
+
+
+@pytest.mark.parametrize("protocol", OF_USERS)
+def test_a_catalogue_of_one_item_ranks_nothing(protocol):
+    with pytest.raises(InputError, match="split: .* only 1 item"):
+        split(log([[0] * 5] * 12, n_items=1), protocol)
+    split(log([[0] * 5] * 12, n_items=2), protocol)

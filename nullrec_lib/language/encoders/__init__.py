@@ -10,6 +10,7 @@ from typing import Any, Generator, Protocol, Sequence
 import numpy as np
 
 from nullrec_lib.errors import InputError
+from nullrec_lib.matrices import finite, real
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +50,20 @@ def digest(made_by: dict[str, Any]) -> str:
 
 
 def unit(rows: np.ndarray, place: str) -> np.ndarray:
-    """Rows brought to unit norm.
+    """(n, d) rows of real numbers, of any dtype and size, as float32 of unit norm.
 
     Raises:
-        InputError: one is not finite, or zero.
+        InputError: it is no matrix of real numbers, or a row is not finite or zero.
     """
-    if not np.isfinite(rows).all():
-        raise InputError(f"{place}: row {int(np.argmin(np.isfinite(rows).all(axis=1)))} is not finite.")
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    if (norm == 0).any():
-        raise InputError(f"{place}: row {int(np.argmin(norm))} is zero, which is no embedding.")
-    return rows / norm
+    rows = real(rows, place)
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise InputError(f"{place}: its shape is {rows.shape}; give one row of numbers for each item.")
+    made = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), 4096):  # in float64, of which a whole copy would be gigabytes
+        part = finite(rows[start : start + 4096], place, start).astype(np.float64)
+        size = np.abs(part).max(axis=1, keepdims=True)
+        if (size == 0).any():
+            raise InputError(f"{place}: row {start + int(np.argmin(size))} is zero, which is no embedding.")
+        part /= size  # a square could be beyond float64
+        made[start : start + 4096] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return made
