@@ -5,7 +5,9 @@ import builtins
 import collections
 import os
 import pickle
+import pickletools
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -318,9 +320,195 @@ def test_a_changed_byte_gives_data_or_one_sentence(tmp_path_factory, place, byte
         assert type(error).__name__ == "InputError" and "\n" not in str(error)
 
 
+# ---- what would be large
+
+def text(name: str) -> bytes:
+    return b"\x8c" + bytes([len(name)]) + name.encode()
+
+
+def call(module: str, name: str, args: bytes) -> bytes:
+    """A call of a global with the tuple that `args` leaves on the stack."""
+    return text(module) + text(name) + b"\x93" + args + b"R"
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x0a" + value.to_bytes(10, "little", signed=True)
+
+
+HUGE = number(10**10)
+# A list, dict or text of 1,000 in the memo's first place, and then as often as is written.
+THOUSAND = b"](" + b"K\x01" * 1000 + b"e\x94"
+DTYPE = call("numpy", "dtype", text("S0") + b"\x89\x88\x87")
+ZERO_WIDE = b"".join((call("numpy.core.multiarray", "_reconstruct", text("numpy") + text("ndarray") + b"\x93K\x00\x85C\x00\x87"),
+                      b"(K\x01", HUGE, b"\x85", DTYPE, b"\x89C\x00tb"))
+DEEP = b"))\x86"
+for _level in range(60):
+    DEEP += b"\x94" + b"h" + bytes([_level]) + b"h" + bytes([_level]) + b"\x86"
+INDEX = text("pandas") + text("RangeIndex") + b"\x93"
+BOMBS = {
+    "an entry of the memo": b"Nr\xff\xff\xff\x7f",
+    "an entry of the memo in text": b"Np4000000000\n",
+    "a text": b"X\xff\xff\xff\x7f", "a text of 8 bytes": b"\x8d" + (10**12).to_bytes(8, "little"),
+    "bytes": b"B\xff\xff\xff\x7f", "bytes of 8 bytes": b"\x8e" + (10**12).to_bytes(8, "little"),
+    "a bytearray": b"\x96" + (10**10).to_bytes(8, "little"), "a whole number": b"\x8b\xff\xff\xff\x7f",
+    "digits": b"I" + b"9" * 5000 + b"\n", "digits of a long": b"L" + b"9" * 5000 + b"L\n",
+    "digits called": call("builtins", "int", b"X\x88\x13\x00\x00" + b"9" * 5000 + b"\x85"),
+    **{f"{kind} of a number": call("builtins", kind, HUGE + b"\x85") for kind in ("bytes", "bytearray", "list", "tuple")},
+    **{f"{kind} of a range": call("builtins", kind, call("builtins", "range", HUGE + b"\x85") + b"\x85")
+       for kind in ("list", "tuple", "set", "frozenset", "bytes", "bytearray", "str", "dict")},
+    "an index": call("pandas", "_new_Index", INDEX + b"}(" + text("start") + b"K\x00" + text("stop") + HUGE
+                     + text("step") + b"K\x01u\x86"),
+    "an array without width": ZERO_WIDE,
+    "a shape that is multiplied": b"".join((
+        call("numpy.core.multiarray", "_reconstruct", text("numpy") + text("ndarray") + b"\x93K\x00\x85C\x00\x87"),
+        b"(K\x01", b"]K\x00a" + HUGE + b"\x86", DTYPE, b"\x89C\x00tb")),
+    **{f"copies of a {kind}": THOUSAND + b"](" + call("builtins", kind, b"h\x00\x85") * 20_000 + b"e"
+       for kind in ("list", "bytes", "bytearray")},
+    "copies as bytes": b"X\xe8\x03\x00\x00" + b"a" * 1000 + b"\x94]("
+                       + call("_codecs", "encode", b"h\x00\x85") * 20_000 + b"e",
+    "a list in itself": b"]N" b"a\x94" + (b"h\x00" + call("builtins", "slice", b"K\x00K\x00\x86") + b"h\x00s0") * 60,
+    "a key of keys": b"}" + DEEP + b"Ns", "keys of keys": b"}(" + DEEP + b"Nu", "an element of elements": b"\x8f(" + DEEP
+    + b"\x90", "a frozen set of elements": b"(" + DEEP + b"\x91", "a key in text": b"(" + DEEP + b"Nd",
+    **{f"a {kind} of elements": call("builtins", kind, b"]" + DEEP + b"a\x85") for kind in ("set", "frozenset")},
+    "keys called": call("builtins", "dict", b"]" + DEEP + b"N\x86a\x85"),
+    "a key too deep": b"})" + b"\x85" * 200_000 + b"Ns",
+    "an element too deep": call("builtins", "set", b"])" + b"\x85" * 200_000 + b"a\x85"),
+    "a key twice the one on top": b"})" + b"2\x86" * 60 + b"Ns",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_a_small_file_makes_nothing_large(path, refused, content):
+    path.write_bytes(b"\x80\x04" + content + b".")
+    tracemalloc.start()
+    try:
+        sentence = refused(pickles.read, path)
+        assert tracemalloc.get_traced_memory()[1] < 100 * path.stat().st_size + (16 << 20)
+    finally:
+        tracemalloc.stop()
+    assert sentence.startswith(f"{path}: ") and "no pickle that can be read as data" in sentence
+    assert len(sentence) < 500
+
+
+def test_names_that_hold_themselves_are_not_written_out(path, refused):
+    """The text of such a tuple would be longer than there is memory."""
+    for value in (call("numpy", "dtype", DEEP + b"\x89\x88\x87"), call("pyarrow", "type_for_alias", DEEP + b"\x85")):
+        path.write_bytes(b"\x80\x04" + text("pyarrow") + text("_restore_array") + b"\x93(" + value
+                         + b"K\x00K\x00K\x00]tR.")
+        assert "no pickle that can be read as data" in refused(pickles.read, path)
+
+
+def test_texts_that_overlap_are_refused(path, refused):
+    def strings(ends):
+        ends = np.array(ends, "<i4").tobytes()
+        buffers = [None, Made("pyarrow", "py_buffer", (ends,)), Made("pyarrow", "py_buffer", (b"abcdef",))]
+        write(path, Made("pyarrow.lib", "_restore_array", (
+            (Made("pyarrow.lib", "type_for_alias", ("string",)), len(ends) // 4 - 1, 0, 0, buffers),)))
+
+    strings([0, 2, 2, 6])
+    assert pickles.read(path).tolist() == ["ab", "", "cdef"]
+    for ends in ([0, 6, 0, 6], [0, 7], [-1, 6], [6, 0]):
+        strings(ends)
+        assert "no pickle that can be read as data" in refused(pickles.read, path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("value", [
+    {(1, (2, "a")): 1.5, "b": {3: None}}, [(1, 2)] * 3000, {i: (i, str(i)) for i in range(3000)},
+    [float(i) for i in range(3000)], [True, None, -1, 300, 70_000, 2**40, "é" * 300, b"x" * 300], [[]] * 1000, ((),),
+    {frozenset({1, (2, 3)})}, [[1, 2.5], [None, 2**31]] * 700, {"a": [{"b": {"c": ()}}]},
+], ids=range(10))
+def test_what_people_keep_is_read(path, value, protocol):
+    path.write_bytes(pickle.dumps(value, protocol))
+    assert pickles.read(path) == value
+    path.write_bytes(pickletools.optimize(path.read_bytes()))
+    assert pickles.read(path) == value
+
+
+keys = st.recursive(st.integers(-2**70, 2**70) | st.text(max_size=3) | st.booleans() | st.none() | st.binary(max_size=3),
+                    lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
+values = st.recursive(keys | st.floats(allow_nan=False), lambda inner: st.lists(inner, max_size=4)
+                      | st.dictionaries(keys, inner, max_size=3) | st.tuples(inner, inner), max_leaves=20)
+
+
+@settings(deadline=None, max_examples=200)
+@given(values, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_any_plain_value_comes_back(tmp_path_factory, value, protocol):
+    path = tmp_path_factory.getbasetemp() / "plain.pickle"
+    path.write_bytes(pickle.dumps([value, value], protocol))
+    assert pickles.read(path) == [value, value]
+
+
+# ---- matrices
+
+WIDE = [[0.5, 1.0], [2.0, -1.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("value", [
+    np.array(WIDE), np.array(WIDE, np.float32), np.array(WIDE, ">f8"), np.array(WIDE, np.float16), np.array(WIDE, object),
+    np.array(WIDE).tolist(), list(np.array(WIDE)), tuple(np.array(WIDE)), [list(row) for row in np.array(WIDE)],
+    [tuple(row) for row in WIDE], list(np.array(WIDE, object)),
+], ids=range(11))
+def test_a_matrix(path, value, protocol):
+    path.write_bytes(pickle.dumps(value, protocol))
+    got = pickles.matrix(path)
+    assert got.dtype == np.float32 and got.tolist() == WIDE
+
+
+def test_a_matrix_of_whole_numbers_and_truth(path):
+    for value in ([[1, True], [0, 2]], np.array([[1, 1], [0, 2]], np.uint8)):
+        path.write_bytes(pickle.dumps(value))
+        assert pickles.matrix(path).tolist() == [[1.0, 1.0], [0.0, 2.0]]
+
+
+ITSELF = []
+ITSELF.append(ITSELF)
+OFTEN = [1.0]
+for _level in range(40):
+    OFTEN = [OFTEN, OFTEN]
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (np.zeros((3, 1, 2)), "(3, 1, 2)"), (np.zeros(3), "(3,)"), (np.array(1.0), "()"), (np.zeros((0, 4)), "(0, 4)"),
+    (np.zeros((3, 0)), "(3, 0)"), (np.array(WIDE) * 1j, "complex128"), (np.array([["a"]]), "<U1"), (7, "int"), ("ab", "str"),
+    (None, "NoneType"), ({"a": WIDE}, "dict"), ({1, 2}, "set"), ([], "list"), ([[]], "list"), ([1.0, 2.0], "float in row 0"),
+    ([[1.0], [2.0, 3.0]], "2 numbers where row 0 has 1 in row 1"), ([[[1.0]]], "list in row 0"), ([[1.0], None], "NoneType in row 1"),
+    ([[1.0], [None]], "NoneType in row 1"), ([[1.0], ["2"]], "str in row 1"), ([[1.0], [{}]], "dict in row 1"),
+    ([np.zeros((1, 2))] * 2, "(1, 2) in row 0"), (list(np.zeros((3, 2)) * 1j), "complex128 in row 0"),
+    (np.array([np.zeros(2), None], object), "NoneType in row 1"), ([[1.0], [[2.0]]], "list in row 1"),
+    (ITSELF, "list in row 0"), (OFTEN, "list in row 0"), ([b"ab", b"cd"], "bytes in row 0"), (range(4), "range"),
+], ids=range(29))
+def test_what_is_no_matrix_is_named(path, refused, value, words):
+    path.write_bytes(pickle.dumps(value))
+    sentence = refused(pickles.matrix, path)
+    assert sentence.startswith(f"{path}: expected rows of numbers") and f" {words}" in sentence.split("found")[1]
+
+
+@pytest.mark.parametrize(("number", "words"), [
+    (np.nan, "not finite"), (np.inf, "not finite"), (1e39, "too large"), (-1e300, "too large"), (10**400, "too large"),
+])
+def test_numbers_that_float32_lacks(path, refused, number, words):
+    rows = [[1.0, 2.0], [3.0, number], [number, 4.0]]
+    kinds = [rows, np.array(rows, object)] + ([] if number == 10**400 else [np.array(rows), list(np.array(rows))])
+    for value in kinds:
+        path.write_bytes(pickle.dumps(value))
+        sentence = refused(pickles.matrix, path)
+        assert sentence.startswith(f"{path}: row 1 ") and words in sentence
+
+
+def test_a_row_many_times_over_is_no_matrix(path, refused):
+    path.write_bytes(pickle.dumps([[1.0] * 10_000] * 10_000))
+    assert "many times over" in refused(pickles.matrix, path)
+    path.write_bytes(pickle.dumps([[0.0] * 64] * 1000))  # items without text may share one
+    assert pickles.matrix(path).shape == (1000, 64)
+
+
 def test_pandas_reads_no_pickle_here():
     from pathlib import Path
 
     for file in Path(pickles.__file__).parents[1].rglob("*.py"):
+        if file.name == "processes.py":  # what a command's own processes send each other
+            continue
         text = file.read_text(encoding="utf-8")
         assert "read_pickle" not in text and "pickle.load" not in text and "torch.load" not in text, file
