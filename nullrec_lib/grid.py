@@ -166,7 +166,7 @@ def _value(key: Any, value: Any) -> Any:
 def _plain(key: str, value: Any) -> Any:
     """A single value, of which a Spec can say the rest: it takes True for 1.0 and cannot make every whole number a float.
     A text goes into files and may name some."""
-    if not isinstance(value, str | int | float | None):
+    if not isinstance(value, str | int | float | None) or value != value:
         raise InputError(f"{key}: {shown(value)} is not a value.")
     if isinstance(value, int) and (value.bit_length() > 1000 or isinstance(value, bool) and "bool" not in _TYPES[key]):
         raise InputError(f"{key}: {shown(value)} is not of type {_TYPES[key]}.")
