@@ -28,8 +28,19 @@ FILES = ("train_data.df", "val_data.df", "test_data.df")
 STATISTICS = "data_statis.df"
 NEVER_SEEN = 100
 """Times as many items as the ids that occur suggest may be there without embeddings."""
-_short = Repr()
-_short.maxlevel, _short.maxlist, _short.maxother = 2, 10, 40
+
+
+class _Short(Repr):
+    """Values as far as they fit into a sentence: one may hold itself, or another many times over."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxlist = 2, 10
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        if isinstance(value, np.generic):
+            return repr(value.item())
+        return "None" if value is None else str(value) if isinstance(value, (bool, float)) else type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,7 @@ def _side(source: Source, frames: list[Frame], n_items: int) -> int:
         padded = sum(int(_padded(frame, n_items).sum()) for frame in given)
         alike = sum(int(((frame.rows == padding).all(axis=1) & (frame.lengths == 1)).sum()) for frame in given)
         source.note(f"seq is padded with {padding} and not with item_num={n_items}, in {padded:,} rows; len_seq says how "
-                    "many ids are the history" + (f", in {alike:,} rows the first {padding} alone." if alike else "."))
+                    "many ids are the history" + (f"; {alike:,} rows hold nothing else, and their history is item {padding}." if alike else "."))
     return side
 
 
@@ -263,10 +274,6 @@ def _wrong(path: Path, row: int, column: str, value: Any, wanted: str) -> InputE
 
 
 def _shown(value: Any) -> str:
-    """A value as far as it fits into a sentence: it may hold itself, or another many times over."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         value = value[:11].tolist()
-    if isinstance(value, np.generic):
-        value = value.item()
-    plain = value is None or isinstance(value, (bool, int, float, str, bytes, list, tuple, dict))
-    return _short.repr(value)[:80] if plain else type(value).__name__
+    return _Short().repr(value)[:80]
