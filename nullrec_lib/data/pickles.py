@@ -77,9 +77,10 @@ def matrix(path: Path) -> np.ndarray:
     """
     path = Path(path)
     held = read(path)
-    if isinstance(held, np.ndarray) and held.ndim == 2 and held.dtype.kind in "biuf":
-        rows = held
-    elif isinstance(held, (list, tuple)) or isinstance(held, np.ndarray) and held.dtype == object and held.ndim:
+    array = held if isinstance(held, np.ndarray) else None
+    if array is not None and array.ndim == 2 and array.dtype.kind in "biuf":
+        rows = array
+    elif isinstance(held, (list, tuple)) or array is not None and array.dtype == object and array.ndim:
         rows = _stacked(path, held)
     else:
         rows = np.empty(0)
@@ -107,7 +108,8 @@ def _stacked(path: Path, held: Any) -> np.ndarray:
             raise InputError(f"{path}: expected rows of numbers, all of one length, found {what} in row {number}.")
     width = sizes[0] if sizes else 0
     if 4 * len(sizes) * width > opcodes.limit(path.stat().st_size):
-        raise InputError(f"{path}: its {len(sizes):,} rows of {width:,} numbers are one row many times over; save them as an array.")
+        what = f"its {len(sizes):,} rows of {width:,} numbers are one row many times over; save them as an array"
+        raise InputError(f"{path}: {what}.")
     rows = np.empty((len(sizes), width), dtype=np.float32)
     with np.errstate(over="ignore"):
         for number, row in enumerate(held):

@@ -54,8 +54,8 @@ def read(source: Source) -> None:
     else:
         numbers = sorted({item for _, item in pairs})
         if gaps := largest - len(numbers):
-            source.note(f"{path.name}: {gaps:,} of the numbers 1 to {largest:,} do not occur and are no items; {IDS} with "
-                        "an id2item for each would make them items.")
+            source.note(f"{path.name}: {gaps:,} of the numbers 1 to {largest:,} do not occur and are no items; {IDS} "
+                        "with an id2item for each would make them items.")
 
     if source.name == "handled":
         source.name = folder.resolve().parent.name
@@ -97,11 +97,11 @@ def _aligned(source: Source, rows: np.ndarray, items: Any, counted: str) -> np.n
     first, last = (not rows[end].any() for end in (0, -1))
     if len(rows) == len(items) + 1 and first != last:
         where = "first" if first else "last"
-        source.note(f"{EMBEDDINGS}: its {where} row is zeros, padding for no item, and was left out; row i of the others "
-                    "is item i, counted from 1.")
+        source.note(f"{EMBEDDINGS}: its {where} row is zeros, padding for no item, and was left out; row i of the "
+                    "others is item i, counted from 1.")
         return rows[1:] if first else rows[:-1]
-    raise wrong(source.folder / EMBEDDINGS, f"holds {len(rows):,} rows, but there are {len(items):,} items ({counted}); "
-                f"leave out the rows of no item, or where there are more items add them to id2item in {IDS}")
+    raise wrong(source.folder / EMBEDDINGS, f"holds {len(rows):,} rows, but there are {len(items):,} items "
+                f"({counted}); leave out the rows of no item, or add the items to id2item in {IDS}")
 
 
 def _ids(path: Path) -> list[str]:
