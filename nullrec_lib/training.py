@@ -308,9 +308,10 @@ def _train_epoch(model: Recommender, train: Examples, optimiser, batch_size: int
             progress.update(len(batch.target))
     mean = float(total) / len(train)
     if not math.isfinite(mean):
-        advice = f"lower lr (now {optimiser.lr:g})"
+        advice, temperature = f"lower lr (now {optimiser.lr:g})", getattr(model.backbone, "temperature", None)
+        if temperature is not None and temperature < 1e-3:
+            advice += f" or raise temperature (now {temperature:g})"
         if epoch == 1 and not math.isfinite(float(first)):
-            temperature = getattr(model.backbone, "temperature", None)
             advice = "lower scale" if temperature is None else f"raise temperature (now {temperature:g}) or lower scale"
             advice = f"it was so before any step, whatever lr is: {advice}"
         raise FloatingPointError(f"epoch {epoch}: the training loss is {mean}; {advice}.")

@@ -259,6 +259,42 @@ def test_loss_falls_and_is_a_mean_over_examples(parts, tmp_path, monkeypatch):
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+@pytest.mark.parametrize("chosen, said", [
+    (dict(lr=1e30), r"epoch 1: the training loss is .*; lower lr \(now 1e\+30\)"),
+    (dict(temperature=1e-45), r"epoch 1: the training loss is .*before any step.*raise temperature \(now 1e-45\)")])
+def test_what_diverges_says_when_and_what_to_change(tiny, tmp_path, chosen, said):
+    with pytest.raises(FloatingPointError, match=said):
+        run(tiny(method="base", **chosen), folder=tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists() and not (tmp_path / "model.safetensors").exists()
+
+
+def test_scores_that_are_nan_name_the_epoch(tiny, tmp_path, monkeypatch):
+    def refuses(*_):
+        raise FloatingPointError("a score is NaN")
+
+    monkeypatch.setattr(training, "rank_all", refuses)
+    with pytest.raises(FloatingPointError, match=r"epoch 1: a validation score is NaN; lower lr \(now .*guidance \(now 3\)"):
+        run(tiny(method="base", backbone="dreamrec", guidance=3.0, heads=1), folder=tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_weights_that_one_step_broke_are_not_kept(tiny, tmp_path, monkeypatch):
+    """The last step of an epoch, whose loss was finite still."""
+    whole = training._train_epoch
+
+    def breaks(model, train, optimiser, batch_size, epoch):
+        loss = whole(model, train, optimiser, batch_size, epoch)
+        if epoch == 2:
+            with torch.no_grad():
+                model.method.id.weight[3] = torch.nan
+        return loss
+
+    monkeypatch.setattr(training, "_train_epoch", breaks)
+    with pytest.raises(FloatingPointError, match=r"epoch 2: the item vectors are not finite; lower lr \(now"):
+        fitted(tiny, tmp_path, epochs=3)
+    assert epochs_done(tmp_path) == 1
+
+
 def test_a_loss_that_is_not_finite_is_said_and_leaves_no_checkpoint(parts, tmp_path):
     model, train, valid = parts
     with torch.no_grad():

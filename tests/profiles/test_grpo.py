@@ -260,6 +260,40 @@ def test_adapters_are_merged_and_a_model_without_a_chat_template_learns(profiles
     assert moved and all("proj" in name or "fc" in name or "lm_head" in name for name in moved)
 
 
+def without_end(source, folder, **config):
+    """A copy of a model whose tokenizer has no end token; the model's own is that of `config`."""
+    shutil.copytree(source, folder)
+    (folder / "checksums.json").unlink()
+    (folder / "generation_config.json").unlink()
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("+ eos_token ", ""))
+    for name, fields in (("tokenizer_config.json", {"eos_token": None}), ("config.json", config)):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return folder
+
+
+@pytest.mark.parametrize("own", [2, [2, 1]])
+def test_a_tokenizer_without_an_end_token_has_the_models(profiles, tmp_path, own):
+    base = without_end(profiles.parent / "model", tmp_path / "base", eos_token_id=own)
+    assert load_tokenizer(base).eos_token_id == 2
+    assert len(train(profiles, tmp_path / "g", FEW, base=str(base))["history"]) == 3
+    pairs, corpus = examples("shop-tiny", limit_users=12, rounds=1)
+    assert model.build(pairs, corpus, tmp_path / "m", base=str(base), sft_steps=1, batch=2)["parameters"]
+
+
+def test_a_model_without_an_end_token_is_refused_before_anything_starts(profiles, tmp_path, monkeypatch):
+    base = without_end(profiles.parent / "model", tmp_path / "base", eos_token_id=None)
+    monkeypatch.setattr(grpo, "sides", None)
+    pairs, corpus = examples("shop-tiny", limit_users=12, rounds=1)
+    for ask in (lambda: train(profiles, tmp_path / "g", FEW, base=str(base)),
+                lambda: plan(profiles, tmp_path / "g", FEW, base=str(base)),
+                lambda: model.build(pairs, corpus, tmp_path / "m", base=str(base), sft_steps=1, batch=2)):
+        with pytest.raises(InputError, match="model: .*base has no end token"):
+            ask()
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 @pytest.mark.parametrize("which", ["user", "item"])
 def test_a_side_of_one_prompt_is_refused_before_training(profiles, tmp_path, monkeypatch, which):
     there = grpo.sides
