@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import zlib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from nullrec_lib import data, experiments, training
 from nullrec_lib.errors import InputError
 from nullrec_lib.evaluation import metrics
-from nullrec_lib.experiments import learning_curves, run, run_all
+from nullrec_lib.experiments import learning_curves, run, run_all, stored
 from nullrec_lib.language import encoder as encoder_module
 from nullrec_lib.language.encoder import DEFAULT
-from nullrec_lib.preparing import build, prepare
+from nullrec_lib.preparing import build, fingerprint, prepare
 from nullrec_lib.profiles import vectors
 from nullrec_lib.results import summary
 from nullrec_lib.spec import RESULTS_VERSION, Spec, parse
@@ -599,3 +600,34 @@ def test_two_items_have_no_rank_correlation_and_still_a_result(tmp_path):
     (folder / "pair.item").write_text("item_id:token\ttitle:token_seq\ni0\tred hat\ni1\tblue shoe\n")
     result = run(Spec(data=str(folder), method="base", epochs=1, width=4), tmp_path / "runs")
     assert result["cosine_rank_correlation"] is None and result["neighbour_overlap"] == 1
+
+
+@pytest.mark.parametrize("layout", ["llmesr", "alphafuse"])
+def test_data_with_embeddings_and_no_text_are_run_on_their_embeddings(tmp_path, layout):
+    from tests.data.layouts import LAYOUTS, Sample
+
+    events = tuple((f"u{n % 20}", f"i{(n * n + n // 20) % 9}", 1_500_000_000 + n) for n in range(160))
+    LAYOUTS[layout](tmp_path / "set", Sample(tuple((f"i{n}", "") for n in range(9)), events))
+    protocol = "given" if layout == "alphafuse" else "leave-one-out"
+    chosen = {"data": str(tmp_path / "set"), "method": "textknn", "split": protocol}
+    plain, named = run(Spec(**chosen), tmp_path / "runs"), run(Spec(**chosen, encoder="given"), tmp_path / "runs")
+    assert plain == named and plain["encoder"] == "given"  # one run, found again by either
+    assert any("taken where no encoder is named" in note for note in plain["notes"])
+    assert stored([Spec(**chosen)], tmp_path / "runs")["encoder"].tolist() == ["given"]
+
+
+def test_how_data_are_read_is_part_of_a_run(tmp_path):
+    from tests.data.layouts import Sample, recbole
+
+    events = tuple((f"u{n % 20}", f"i{(n * n + n // 20) % 9}", 1_500_000_000 + n) for n in range(160))
+    recbole(tmp_path / "set", Sample((("i0", "<b>Fish</b> &amp; chips"), *((f"i{n}", f"Title {n}") for n in range(1, 8)), ("i8", "")),
+                                     events))
+    spec = Spec(data=str(tmp_path / "set"), method="popularity")
+    assert Spec(**asdict(spec) | {"clean": True, "missing_text": "mean"}) == spec  # None means just that
+    raw = replace(spec, clean=False)
+    assert spec.key(fingerprint(spec)) != raw.key(fingerprint(raw))
+    assert prepare(raw).dataset.items["title"][0].startswith("<b>")
+    with pytest.raises(InputError, match="missing_text"):
+        run(replace(spec, missing_text="refuse"), tmp_path / "runs")
+    with pytest.raises(InputError, match="missing_text: 'drop' is not one of"):
+        replace(spec, missing_text="drop")

@@ -142,6 +142,37 @@ def test_profiles_that_belong_elsewhere_are_refused(folder, tmp_path):
         vectors.load(tmp_path)
 
 
+def test_profiles_of_other_texts_or_items_are_refused_by_run_and_by_grid(tmp_path):
+    from typer.testing import CliRunner
+
+    from nullrec_lib.cli import app
+    from tests.data.layouts import Sample, recbole
+
+    events = tuple((f"u{n % 20}", f"i{(n * n + n // 20) % 9}", 1_500_000_000 + n) for n in range(160))
+    titles = ["Space lasers", "Fresh tomatoes", "Medieval sword", "Quiet jazz", "Deep water", "Red chair", "Old lamp", "New shoes", "Salt"]
+    others = {"pa": titles, "pb": titles[1:] + titles[:1]}
+    for name, words in others.items():
+        recbole(tmp_path / name, Sample(tuple((f"i{n}", word) for n, word in enumerate(words)), events))
+    recbole(tmp_path / "pc", Sample(tuple((f"j{n}", word) for n, word in enumerate(titles)),
+                                    tuple((user, item.replace("i", "j"), when) for user, item, when in events)))
+    builds.build(tmp_path / "p", str(tmp_path / "pa"), rounds=1, cuts=(1,), say=lambda _: None)
+    assert prepare(Spec(data=str(tmp_path / "pa"), method="pte", profiles=str(tmp_path / "p"))).profiles is not None
+    for name in ("pb", "pc"):
+        for method in ("pte", "textknn"):
+            words = ["run", "--data", str(tmp_path / name), "--method", method, "--profiles", str(tmp_path / "p")]
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+            assert "profiles" in result.stderr and "other items" in result.stderr
+        (tmp_path / "g.yaml").write_text(f"data: {tmp_path / name}\nmethod: pte\nprofiles: {tmp_path / 'p'}\nepochs: 1\n")
+        result = CliRunner().invoke(app, ["grid", str(tmp_path / "g.yaml"), "--root", str(tmp_path), "--reports", str(tmp_path)])
+        assert result.exit_code == 2 and "other items" in result.stderr
+    whole = vectors.load(tmp_path / "p")
+    with pytest.raises(InputError, match="other items"):
+        vectors.item_rows(whole, ["x", "y"], np.zeros((2, whole.items.shape[1]), np.float32))
+    with pytest.raises(InputError, match="dimensions"):
+        vectors.item_rows(whole, [f"i{n}" for n in range(9)], np.zeros((9, 3), np.float32))
+
+
 def test_histories_beside_profiles_are_not_read_together(folder):
     """A user's profile at one cut may know what comes after an earlier history."""
     spec = Spec(**SHORT, profiles=str(folder), prefixes="together")
