@@ -297,21 +297,23 @@ def bounded(seconds: int) -> Iterator[None]:
 
 def fuzz(inputs: int, seconds: float, seed: int, only: list[str], keep: Path) -> tuple[list[dict[str, Any]], float]:
     """One row per entry point: inputs, how many gave a result, how many the project's error, and findings."""
-    begun = time.monotonic()
     chosen = [entry for entry in entries() if not only or entry.name in only]
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     os.environ["NULLREC_CACHE"] = str(folder / "cache")
-    rows = {entry.name: {"entry": entry.name, "inputs": 0, "results": 0, "refused": 0, "findings": 0} for entry in chosen}
+    rows = {entry.name: {"entry": entry.name, "inputs": 0, "results": 0, "refused": 0, "findings": 0, "seconds": 0.0}
+            for entry in chosen}
     try:
         bases = {}
         for number, entry in enumerate(chosen):
             (folder / f"base{number}").mkdir()
             bases[entry.name] = folder / f"base{number}", entry.make(folder / f"base{number}")
+        begun = time.monotonic()
         turns = [entry for entry in chosen for _ in range(entry.share)]
         for number in range(inputs):
             if time.monotonic() - begun > seconds:
                 break
             entry = turns[number % len(turns)]
+            started = time.monotonic()
             rng, case = random.Random(f"{seed}-{number}"), folder / "case"
             shutil.rmtree(case, ignore_errors=True)
             shutil.copytree(bases[entry.name][0], case)
@@ -320,9 +322,10 @@ def fuzz(inputs: int, seconds: float, seed: int, only: list[str], keep: Path) ->
             row = rows[entry.name]
             row["inputs"] += 1
             row[attempt(entry, case, bases[entry.name][1], rng, keep / f"{entry.name.replace(' ', '-')}-{number}")] += 1
+            row["seconds"] += time.monotonic() - started
+        return list(rows.values()), time.monotonic() - begun
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return list(rows.values()), time.monotonic() - begun
 
 
 def attempt(entry: Entry, case: Path, base: Any, rng: random.Random, keep: Path) -> str:
@@ -348,10 +351,10 @@ def attempt(entry: Entry, case: Path, base: Any, rng: random.Random, keep: Path)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    total = {"entry": "all"} | {name: sum(row[name] for row in rows) for name in ("inputs", "results", "refused", "findings")}
-    head = f"{'entry point':>16} {'inputs':>8} {'results':>8} {'refused':>8} {'findings':>8}"
+    total = {"entry": "all"} | {name: sum(row[name] for row in rows) for name in list(rows[0])[1:]}
+    head = f"{'entry point':>16} {'inputs':>8} {'results':>8} {'refused':>8} {'findings':>8} {'seconds':>8}"
     return "\n".join([head, *(f"{row['entry']:>16} {row['inputs']:>8,} {row['results']:>8,} {row['refused']:>8,} "
-                              f"{row['findings']:>8,}" for row in [*rows, total])])
+                              f"{row['findings']:>8,} {row['seconds']:>8.1f}" for row in [*rows, total])])
 
 
 def main() -> int:
