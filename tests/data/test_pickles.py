@@ -343,7 +343,7 @@ ZERO_WIDE = b"".join((call("numpy.core.multiarray", "_reconstruct", text("numpy"
                       b"(K\x01", HUGE, b"\x85", DTYPE, b"\x89C\x00tb"))
 DEEP = b"))\x86"
 for _level in range(60):
-    DEEP += b"\x94" + b"h" + bytes([_level]) + b"h" + bytes([_level]) + b"\x86"
+    DEEP += b"\x940" + b"h" + bytes([_level]) + b"h" + bytes([_level]) + b"\x86"
 INDEX = text("pandas") + text("RangeIndex") + b"\x93"
 BOMBS = {
     "an entry of the memo": b"Nr\xff\xff\xff\x7f",
