@@ -62,25 +62,33 @@ def isi(
 
 
 def _rows(where: str):
-    """(n, d) float64 of a file."""
-    import numpy as np
-    from safetensors.numpy import load_file
+    """The matrix in a file, as it is there; `sufficiency.views` says what is wrong with it.
 
-    path, _, name = where.partition("#")
+    Raises:
+        InputError: there is no such file or tensor, or it is damaged.
+    """
+    import numpy as np
+    from safetensors import safe_open
+
+    path, _, name = (where, "", "") if Path(where).is_file() else where.rpartition("#") if "#" in where else (where, "", "")
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file.")
+    if not path.endswith((".npy", ".safetensors")):
+        raise InputError(f"{path}: is neither .npy nor .safetensors.")
     try:
         if path.endswith(".npy"):
-            return np.load(path, allow_pickle=False).astype(np.float64)
-        if path.endswith(".safetensors"):
-            tensors = load_file(path)
+            # Mapped, and not read: a header may tell of more rows than there are.
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(rows, np.ndarray):
+                raise ValueError("it is an archive of arrays")
+            return rows
+        with safe_open(path, "pt") as opened:
+            names = sorted(opened.keys())
+            if not name and len(names) == 1:
+                name = names[0]
+            if name in names:
+                return opened.get_tensor(name)
     except Exception as error:  # numpy's and safetensors' own kinds
-        raise InputError(f"{path}: not readable ({type(error).__name__}: {error}).") from None
-    else:
-        if not path.endswith(".safetensors"):
-            raise InputError(f"{path}: is neither .npy nor .safetensors.")
-    if not name and len(tensors) == 1:
-        name = next(iter(tensors))
-    if name not in tensors:
-        raise InputError(f"{path}: holds {', '.join(sorted(tensors))}; write {path}#NAME.")
-    return tensors[name].astype(np.float64)
+        why = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise InputError(f"{path}: not readable ({type(error).__name__}: {why}); write it again.") from None
+    raise InputError(f"{path}: holds {', '.join(names) or 'no tensor'}; write {path}#NAME.")

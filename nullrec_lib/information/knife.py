@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 from torch.nn import functional as F
 
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
+from nullrec_lib.matrices import at_least_zero, whole
 
 SET_ASIDE = 0.15
 """Of the training rows: early stopping and the choice of a start look at them."""
@@ -58,12 +59,11 @@ class Kernels:
 
     def __post_init__(self):
         for name in ("components", "rank", "hidden", "batch", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is below 1.")
+            object.__setattr__(self, name, whole(getattr(self, name), name, 1))
         if self.covariance not in ("full", "low-rank"):
-            raise InputError(f"covariance: {self.covariance!r} is not full or low-rank.")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr: {self.lr} is not a positive, finite number.")
+            raise InputError(f"covariance: {shown(self.covariance)} is not full or low-rank.")
+        if not 0 < at_least_zero(self.lr, "lr") < math.inf:
+            raise InputError(f"lr: {shown(self.lr)} is not a positive, finite number.")
 
 
 class Full(nn.Module):
@@ -106,7 +106,7 @@ class Density(nn.Module):
         """Start from rows v (n, d) and u (n, d_u).
 
         Args:
-            clusters: kernels begin at clusters of the residuals instead of all at their middle.
+            clusters: kernels begin at clusters of the residuals, where there are as many, instead of all at their middle.
             ridge: penalty of the line m, times n.
             seed: of the clusters.
         """
@@ -116,7 +116,7 @@ class Density(nn.Module):
         self.middle, self.weights = (nn.Parameter(torch.tensor(part, dtype=torch.float32)) for part in (mean, weights))
         residual = v - mean - u @ weights
         offsets, shares = 0.1 * residual.std(axis=0) * np.random.default_rng(seed).standard_normal((K, d)), np.full(K, 1 / K)
-        if clusters:
+        if clusters and len(np.unique(residual, axis=0)) >= K:
             whiten = np.linalg.inv(np.linalg.cholesky(_covariance(residual)))
             found = KMeans(K, n_init=1, random_state=seed).fit(residual @ whiten.T)
             shares = np.bincount(found.labels_, minlength=K) / len(v)

@@ -16,15 +16,18 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 from nullrec_lib.files import write_json, write_text
 from nullrec_lib.information.knife import Kernels, fit, log_density
 from nullrec_lib.machine import environment, one_thread
+from nullrec_lib.matrices import at_least_zero, finite, real, whole
 from nullrec_lib.progress import bar
 from nullrec_lib.results import markdown
 
 HELD_OUT = 0.2
 RESAMPLES = 2000
+NOISE, SEEDS = 1e6, 2**31
+"""The most that is taken of either: beyond, float32 and the generators of others end."""
 JOINED = " | "
 """Between two flags of one row of a table."""
 
@@ -69,20 +72,27 @@ def views(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         InputError: fewer than two, not two-dimensional, of different numbers of rows, or with numbers that are not
             finite; names the embedding.
     """
-    made = {name: np.asarray(rows, np.float64) for name, rows in named.items()}
+    made = {name: real(rows, name) for name, rows in named.items()}
     for name, rows in made.items():
         if rows.ndim != 2 or not rows.shape[1]:
             raise InputError(f"{name}: its shape is {rows.shape}; give one row per item.")
-        if not np.isfinite(rows).all():
-            raise InputError(f"{name}: row {int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])} is not finite.")
+        if len(rows) < 2:
+            raise InputError(f"{name}: {len(rows)} rows are too few; give one per item.")
+        made[name] = rows = finite(rows, name).astype(np.float64)
         if not (rows.max(axis=0) > rows.min(axis=0)).any():
             raise InputError(f"{name}: all rows are the same.")
+        rows /= _extreme(np.abs(rows).max())
     counts = {name: len(rows) for name, rows in made.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"rows: {', '.join(f'{name} has {n:,}' for name, n in counts.items())}; row i must be one item.")
     if len(made) < 2:
         raise InputError("views: give at least two embeddings.")
     return made
+
+
+def _extreme(size: float) -> float:
+    """The power of two to divide numbers by whose squares float64 may not hold, or 1. No estimate depends on a scale."""
+    return 1.0 if 1e-100 < size < 1e100 else float(2.0 ** np.floor(np.log2(size)))
 
 
 def sufficiency(
@@ -111,7 +121,9 @@ def matrix(
     Returns: (U, V) → estimate.
 
     Raises:
-        InputError: see `views`; fewer than 25 rows, `pca` below 1, negative noise, no seed, or an unknown name.
+        InputError: see `views`; fewer than 25 rows, `pca` below 1, noise that is negative or above `NOISE`, no seed or one
+            that is no whole number below `SEEDS`, an unknown name, more kernels than rows; rows that are all the same but
+            for those held out, or one held out so far from the others that it has no density.
     """
     named = views(named)
     pairs = [(u, v) for u in named for v in named if u != v] if pairs is None else list(pairs)
@@ -120,12 +132,14 @@ def matrix(
     n = len(next(iter(named.values())))
     if n < 25:
         raise InputError(f"rows: {n} are too few; give 25 or more.")
-    if pca is not None and pca < 1:
-        raise InputError(f"pca: {pca} is below 1.")
-    if not 0 <= noise < np.inf:
-        raise InputError(f"noise: {noise} is not a finite number of at least 0.")
+    pca = None if pca is None else whole(pca, "pca", 1)
+    if not at_least_zero(noise, "noise") <= NOISE:
+        raise InputError(f"noise: {shown(noise)} is above {NOISE:,.0f}, where nothing is left of V.")
+    seeds = tuple(whole(seed, "seeds", -SEEDS, SEEDS) for seed in (seeds if np.iterable(seeds) else [seeds]))
     if not seeds or min(seeds) < 0:
         raise InputError("seeds: give at least one, and none below 0.")
+    if kernels.components > n:
+        raise InputError(f"components: {kernels.components:,} kernels are more than the {n:,} rows; ask for fewer.")
     gone = lambda: np.full((len(seeds), n), np.nan)
     marginal, conditional = {v: gone() for _, v in pairs}, {pair: gone() for pair in pairs}
     dims: dict[str, int] = {}
@@ -134,6 +148,9 @@ def matrix(
         for at, seed in enumerate(seeds):
             held, rows = np.split(np.random.default_rng(seed).permutation(n), [max(5, round(HELD_OUT * n))])
             made = {name: standardised(table, rows, pca) for name, table in named.items()}
+            if flat := [name for name, table in made.items() if not table.shape[1]]:
+                raise InputError(f"{flat[0]}: with seed {seed} all rows but held-out ones are the same, so there is no density "
+                                 "to fit; give rows that differ.")
             # A V's noise is its own, whatever else is asked for.
             drawn = {name: np.random.default_rng([seed, crc32(name.encode())]).standard_normal(made[name].shape)
                      for name in marginal}
@@ -141,15 +158,27 @@ def matrix(
             dims |= {name: table.shape[1] for name, table in made.items()}
             alone = {v: fit(noisy[v][rows], None, kernels, seed, device) for v in marginal}
             for v, found in alone.items():
-                marginal[v][at, held] = log_density(found, noisy[v][held])
+                marginal[v][at, held] = _known(log_density(found, noisy[v][held]), held, v)
                 progress.update()
             for u, v in pairs:
                 found = fit(noisy[v][rows], made[u][rows], kernels, seed, device, alone[v])
-                conditional[u, v][at, held] = log_density(found, noisy[v][held], made[u][held])
+                conditional[u, v][at, held] = _known(log_density(found, noisy[v][held], made[u][held]), held, f"{u} or {v}")
                 progress.update()
     counts = {"all": n, "fitted": len(rows), "held_out": len(held)}
     return {(u, v): _told(-marginal[v], -conditional[u, v], counts, tuple(seeds), {"u": dims[u], "v": dims[v]}, noise)
             for u, v in pairs}
+
+
+def _known(logs: np.ndarray, held: np.ndarray, place: str) -> np.ndarray:
+    """Log densities of held-out rows, all of which have one.
+
+    Raises:
+        InputError: a row lies so far out that float32 knows no density there.
+    """
+    if not np.isfinite(logs).all():
+        raise InputError(f"{place}: row {held[int(np.argmin(np.isfinite(logs)))]} lies too far from the others to have a density; "
+                         "leave it out or bring it nearer.")
+    return logs
 
 
 def standardised(table: np.ndarray, rows: np.ndarray, pca: int | None) -> np.ndarray:
@@ -161,7 +190,7 @@ def standardised(table: np.ndarray, rows: np.ndarray, pca: int | None) -> np.nda
         some = strength > 1e-6 * strength[0]
         centred = centred @ directions[some][:pca].T
     deviation = centred[rows].std(axis=0)
-    some = deviation > 1e-9 * deviation.max()
+    some = deviation > 1e-9 * deviation.max(initial=0)
     return centred[:, some] / deviation[some]
 
 

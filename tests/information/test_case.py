@@ -82,6 +82,45 @@ def test_a_mistake_is_one_sentence(files, monkeypatch, given, said):
     assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
+def damaged(folder):
+    """Files with the right ending that are no matrix: name → bytes."""
+    whole = (folder / "u.npy").read_bytes()
+    shape = b"'shape': (200, 3), }"
+    lie = lambda told: whole.replace(shape + b" " * 12, told.ljust(len(shape) + 12))
+    np.savez(folder / "archive.npz", a=np.ones((30, 2)))
+    tensors = (folder / "v.safetensors").read_bytes()
+    return {
+        "empty.npy": b"", "cut.npy": whole[:-40], "header.npy": whole[:50], "text.npy": b"1 2 3", "huge.npy":
+        lie(b"'shape': (200000000000, 3), }"), "below.npy": lie(b"'shape': (-200, -3), }"), "zip.npy":
+        (folder / "archive.npz").read_bytes(), "empty.safetensors": b"", "cut.safetensors": tensors[:-40],
+        "header.safetensors": b"\xff" * 8 + tensors[8:], "short.safetensors": tensors[:30], "archive.npz": b"PK"}
+
+
+def test_a_damaged_file_is_one_sentence_and_no_memory(files):
+    import resource
+
+    for name, content in damaged(files).items():
+        (files / name).write_bytes(content)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for pair in ([name, "u.npy"], ["u.npy", name]):
+            done = CliRunner().invoke(app, ["isi", *(str(files / end) for end in pair)])
+            assert done.exit_code == 2 and done.stderr.count("\n") == 1 and f"{files / name}: " in done.stderr, name
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, name  # KB
+
+
+def test_a_file_is_read_whatever_its_name_and_number_type(files):
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    rows = np.random.default_rng(0).standard_normal((40, 2))
+    np.save(files / "a#b [1].npy", (rows * 50).astype(np.int8))
+    save_tensors({"rows": torch.from_numpy(rows).bfloat16()}, files / "b#c.safetensors")
+    few = ["--seeds", "1", "--epochs", "1", "--components", "2"]
+    for end in ("", "#rows"):
+        done = CliRunner().invoke(app, ["isi", str(files / "a#b [1].npy"), f"{files / 'b#c.safetensors'}{end}", *few])
+        assert done.exit_code == 0, done.stderr
+
+
 def test_figures_show_every_pair_and_every_view():
     random = np.random.default_rng(0)
     named = {name: random.standard_normal((60, 2)) for name in ("one", "two", "three")}

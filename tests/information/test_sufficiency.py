@@ -263,7 +263,70 @@ def test_wrong_input_is_one_sentence(change, said):
         sufficiency(**good | change)
 
 
-@pytest.mark.parametrize("wrong", [dict(components=0), dict(covariance="diagonal"), dict(lr=0)])
+ROWS = np.random.default_rng(3).standard_normal((40, 3))
+HELD = np.random.default_rng(1).permutation(40)[:8]  # that sufficiency holds out with seed 1
+SMALL = dict(seeds=(1,), pca=None, kernels=Kernels(components=2, epochs=1, hidden=4))
+
+
+def only(places, value=1.0, rest=0.0) -> np.ndarray:
+    rows = np.full((40, 3), rest)
+    rows[places] = value
+    return rows
+
+
+NO_MATRIX = {
+    "0-d": np.float64(1), "3-d": ROWS[:, None], "no column": ROWS[:, :0], "no row": ROWS[:0], "a row": ROWS[:1],
+    "complex": ROWS + 1j, "objects": ROWS.astype(object), "text": ROWS.astype(str), "fields": np.zeros((40, 2), [("x", "f4")]),
+    "ragged": [[1.0], [1.0, 2.0]], "infinite": only(5, np.inf), "longdouble": ROWS.astype("longdouble") * np.longdouble("1e400"),
+    "nothing": None, "flat": only(HELD[0]), "all held out": only(HELD, 7.0), "constant": only(3, 0.5, 0.5),
+    "far out": np.where(np.arange(40)[:, None] == HELD[2], 1e30, ROWS),
+}
+
+
+@pytest.mark.parametrize("rows", NO_MATRIX.values(), ids=NO_MATRIX)
+@pytest.mark.parametrize("pca", [None, 2])
+@pytest.mark.filterwarnings("error")
+def test_rows_that_no_density_can_be_fitted_to_are_refused_by_name(rows, pca):
+    for u, v, place in ((rows, ROWS, "u"), (ROWS, rows, "v")):
+        with pytest.raises(InputError, match=f"^(u or )?{place}") as caught:
+            sufficiency(u, v, **SMALL | {"pca": pca})
+        assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("change", [
+    lambda v: v.astype(np.float16).astype(np.float64), lambda v: v * 2.0**900, lambda v: v * 2.0**-900,
+    lambda v: np.concatenate([v, np.full((40, 1), 3.0)], axis=1), lambda v: torch.from_numpy(v), lambda v: v.tolist()],
+    ids=["rounded", "huge", "tiny", "a constant column", "tensor", "lists"])
+@pytest.mark.filterwarnings("error")
+def test_scale_type_and_constant_columns_do_not_move_an_estimate(change):
+    rows = ROWS.astype(np.float16).astype(np.float64)
+    other = np.random.default_rng(4).standard_normal((40, 2))
+    for pair, changed in (((other, rows), (other, change(rows))), ((rows, other), (change(rows), other))):
+        plain, same = sufficiency(*pair, **SMALL), sufficiency(*changed, **SMALL)
+        for name in ("h_v", "h_v_given_u", "mi_nats"):
+            assert getattr(same, name).value == pytest.approx(getattr(plain, name).value, rel=1e-5, abs=1e-6)
+    assert same.rows["counted"] == same.rows["held_out"] == 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_few_distinct_rows_are_no_clusters():
+    few = np.repeat(np.eye(3)[:2], 20, axis=0)[np.random.default_rng(0).permutation(40)]
+    found = sufficiency(ROWS, few, **SMALL | {"kernels": Kernels(components=3, epochs=1, hidden=4)})
+    assert np.isfinite(found.h_v.value) and found.dims["v"] == 2
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(pca=1.5), dict(pca="2"), dict(pca=True), dict(noise=np.nan), dict(noise=np.inf), dict(noise=1e9), dict(noise="0"),
+    dict(seeds=(1.5,)), dict(seeds=("1",)), dict(seeds=(2**40,)), dict(seeds=(10**400,)), dict(seeds=True)])
+def test_a_setting_outside_of_its_range_is_named(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        sufficiency(ROWS, ROWS + 1, **SMALL | wrong)
+    with pytest.raises(InputError, match="components: 41"):
+        sufficiency(ROWS, ROWS + 1, **SMALL | {"kernels": Kernels(components=41)})
+
+
+@pytest.mark.parametrize("wrong", [dict(components=1.5), dict(epochs="3"), dict(rank=np.nan), dict(lr=np.nan), dict(lr="1"),
+                                   dict(covariance=None), dict(hidden=np.inf), dict(components=0), dict(covariance="diagonal"), dict(lr=0)])
 def test_kernels_are_checked(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Kernels(**wrong)
