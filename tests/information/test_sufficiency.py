@@ -310,9 +310,9 @@ def test_scale_type_and_constant_columns_do_not_move_an_estimate(change):
 
 @pytest.mark.filterwarnings("error")
 def test_few_distinct_rows_are_no_clusters():
-    few = np.repeat(np.eye(3)[:2], 20, axis=0)[np.random.default_rng(0).permutation(40)]
-    found = sufficiency(ROWS, few, **SMALL | {"kernels": Kernels(components=3, epochs=1, hidden=4)})
-    assert np.isfinite(found.h_v.value) and found.dims["v"] == 2
+    few = np.repeat(np.eye(3)[:2], 40, axis=0)[np.random.default_rng(0).permutation(80)]  # of two kinds, for three kernels
+    found = sufficiency(np.random.default_rng(1).standard_normal((80, 2)), few, **SMALL | {"kernels": Kernels(components=3, epochs=1, hidden=4)})
+    assert np.isfinite(found.h_v.value) and found.dims["v"] == 2  # the third column is constant
 
 
 @pytest.mark.parametrize("wrong", [
