@@ -164,8 +164,8 @@ def _value(key: Any, value: Any) -> Any:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A single value, of which a Spec can say the rest: it takes True for 1.0 and cannot make every whole number a float.
-    A text goes into files and may name some."""
+    """A single value, of which a Spec can say the rest: it takes True for 1.0, and cannot make every whole number a
+    float. A text goes into files and may name some."""
     if not isinstance(value, str | int | float | None) or value != value:
         raise InputError(f"{key}: {shown(value)} is not a value.")
     if isinstance(value, int) and (value.bit_length() > 1000 or isinstance(value, bool) and "bool" not in _TYPES[key]):
@@ -179,7 +179,8 @@ def _known(key: Any, *besides: str) -> None:
     names = [*_TYPES, *besides]
     if key not in names:
         close = difflib.get_close_matches(shown(key), names, n=1, cutoff=0)[0]
-        raise InputError(f"{key if isinstance(key, str) else shown(key)}: there is no such field; the closest is {close}.")
+        name = key if isinstance(key, str) else shown(key)
+        raise InputError(f"{name}: there is no such field; the closest is {close}.")
 
 
 def _row(entry: Any) -> tuple[str, str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A notebook's kernel that ends with the process that started it, however and however early that one ends.
 
-ipykernel looks after its parent too, but not before it has started, and then it takes for its parent whoever adopted it.
+ipykernel looks after its parent too, but not before it has started, and then takes for its parent whoever adopted it.
 """
 
 from __future__ import annotations

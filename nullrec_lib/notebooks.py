@@ -297,7 +297,8 @@ def reproduce(data: str = "shop", preset: str = "standard", name: str | None = N
 
     runs = {}
     with bar(total=len(paths), what="notebooks", disable=not progress) as done:
-        for task, run, died in chain(outcomes(_run, tasks[:1], 1, apart=True), outcomes(_run, tasks[1:], jobs, apart=True)):
+        first, others = outcomes(_run, tasks[:1], 1, apart=True), outcomes(_run, tasks[1:], jobs, apart=True)
+        for task, run, died in chain(first, others):
             run = run or NotebookRun(task.path.name, "failed", 0.0, _now(), preset, task.given, died)
             runs[task.path] = run
             entry = asdict(run)

@@ -1,4 +1,4 @@
-"""Calls side by side in processes: any may fail or be killed without taking the others with it, none outlives this one."""
+"""Calls side by side in processes: any may fail or be killed and takes no other with it; none outlives this one."""
 
 from __future__ import annotations
 

@@ -202,5 +202,5 @@ def parse(assignments: list[str]) -> dict[str, Any]:
                 text.encode()  # what is not Unicode could not be written down
                 values[name] = kind(text)
         except (ValueError, KeyError):
-            raise InputError(f"--set {name}: {shown(text)} is not {kind.__name__}.") from None
+            raise InputError(f"--set {shown(assignment)}: {shown(text)} is not {kind.__name__}.") from None
     return values

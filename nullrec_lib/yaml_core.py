@@ -15,7 +15,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, ScalarNode
 
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 
 LARGEST, DEEPEST, LONGEST_NUMBER = 1_000_000, 20, 100
 """Characters of a file, levels of nesting, characters of a number."""
@@ -122,7 +122,8 @@ def read(path: Path) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"line {line}: the text is not {encoding.removesuffix('-sig').upper()}; save it as UTF-8.") from None
+        wanted = encoding.removesuffix("-sig").upper()
+        raise InputError(f"line {line}: the text is not {wanted}; save it as UTF-8.") from None
 
 
 def parse(text: str) -> Any:
@@ -143,7 +144,8 @@ def parse(text: str) -> Any:
         raise InputError(f"line {mark.line + 1}: {' '.join(said.split())}.") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise InputError(f"line {line}: the character U+{error.character:04X} is not allowed in YAML; remove it.") from None
+        name = f"U+{error.character:04X}"
+        raise InputError(f"line {line}: the character {name} is not allowed in YAML; remove it.") from None
 
 
 def dump(content: Any) -> str:
@@ -155,4 +157,5 @@ def dump(content: Any) -> str:
     try:
         return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     except yaml.representer.RepresenterError as error:
-        raise InputError(f"{error.args[-1]!r} cannot be written as YAML; use text, numbers, lists and mappings.") from None
+        value = shown(error.args[-1])
+        raise InputError(f"{value} cannot be written as YAML; use text, numbers, lists and mappings.") from None

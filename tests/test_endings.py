@@ -84,7 +84,8 @@ def test_a_kernel_that_has_hardly_started_ends_with_its_parent(tmp_path):
     """Its parent is gone before it could look for it."""
     script = ("import os, subprocess, sys\n"
               "kernel = subprocess.Popen([sys.executable, '-m', 'nullrec_lib.kernel', '-f', sys.argv[1]],\n"
-              "                          env=os.environ | {'JPY_PARENT_PID': str(os.getpid())}, stdin=subprocess.DEVNULL,\n"
+              "                          env=os.environ | {'JPY_PARENT_PID': str(os.getpid())},\n"
+              "                          stdin=subprocess.DEVNULL,\n"
               "                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
               "print(kernel.pid, flush=True)\nos._exit(0)")
     said = subprocess.run([sys.executable, "-c", script, str(tmp_path / "connection.json")], text=True,
@@ -102,7 +103,8 @@ def sleeps(seconds, folder):
 def test_who_stops_listening_waits_for_nobody_and_leaves_nobody(tmp_path):
     results = outcomes(partial(sleeps, folder=tmp_path), [0, 600, 600], jobs=2)
     next(results)
-    workers = wait_for(lambda: [int(file.name) for file in tmp_path.iterdir()] if len(list(tmp_path.iterdir())) > 1 else [])
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    workers = [int(file.name) for file in tmp_path.iterdir()]
     results.close()
     assert len(workers) == 2 and wait_for(lambda: not any(map(psutil.pid_exists, workers)))
 

@@ -57,8 +57,8 @@ def speaks(command: Callable) -> Callable:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """While a command runs, `ENDING` unwinds it as Ctrl-C does. Signals that somebody handles or ignores (nohup) are left
-    alone, and so are all of them outside the main thread, where none can be handled."""
+    """While a command runs, `ENDING` unwinds it as Ctrl-C does. Signals that somebody handles or ignores (nohup) are
+    left alone, and so are all of them outside the main thread, where none can be handled."""
     mine = []
     if threading.current_thread() is threading.main_thread():
         mine = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
