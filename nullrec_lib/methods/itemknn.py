@@ -11,6 +11,10 @@ from nullrec_lib.data.examples import Batch
 from nullrec_lib.methods.method import Material
 
 
+PAIRS = 2**22
+"""Similarities in hand at once: a user's items have as many as the square of their number."""
+
+
 class ItemKNN:
     """Cosine between the items' columns of the binary user × item training matrix, `neighbours` kept per item;
     an item's score is the sum over the history. Ties among neighbours go to the smaller id."""
@@ -24,11 +28,15 @@ class ItemKNN:
         matrix = sparse.csr_matrix((np.ones(len(users)), (users, items)), shape=(users.max() + 1, n))
         matrix.data[:] = 1.0
         norm = np.sqrt(np.bincount(matrix.indices, minlength=n))
-        matrix = (matrix @ sparse.diags(1 / np.maximum(norm, 1))).tocsc()
-        similarity = (matrix.T @ matrix).tocsr()
-        similarity.setdiag(0)
-        similarity.eliminate_zeros()
-        self.similarity = _largest_per_row(similarity, neighbours).astype(np.float32)
+        most = matrix.T @ np.diff(matrix.indptr)  # entries of an item's row: what its users have, at most
+        matrix = (matrix @ sparse.diags(1 / np.maximum(norm, 1))).tocsr()
+        columns, block, kept = matrix.T.tocsr(), (most.cumsum() // PAIRS).astype(np.int64), []
+        for rows in np.split(np.arange(n), np.flatnonzero(np.diff(block)) + 1):
+            similarity = columns[rows] @ matrix
+            similarity.setdiag(0, k=rows[0])
+            similarity.eliminate_zeros()
+            kept.append(_largest_per_row(similarity, neighbours))
+        self.similarity = sparse.vstack(kept, format="csr").astype(np.float32)
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, N) float32; row b is the sum of the similarities from the items of history b."""

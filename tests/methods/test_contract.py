@@ -13,6 +13,7 @@ from nullrec_lib.evaluation import metrics, rank_all
 from nullrec_lib.files import write_tensors
 from nullrec_lib.kernels.lookup import Items, Tokens
 from nullrec_lib.methods import METHODS, RULES, runs_on
+from nullrec_lib.methods import itemknn
 from nullrec_lib.methods.itemknn import ItemKNN
 from nullrec_lib.methods.method import Material, Method, id_table, pad_row
 from nullrec_lib.methods.popularity import Popularity
@@ -496,8 +497,10 @@ def naive_itemknn(history: list[int], split: Split, neighbours: int) -> np.ndarr
     return scores
 
 
+@pytest.mark.parametrize("pairs", [1, 200, 2**22])
 @pytest.mark.parametrize("neighbours", [1, 4, 100])
-def test_itemknn_is_what_a_dense_loop_says(neighbours):
+def test_itemknn_is_what_a_dense_loop_says(neighbours, pairs, monkeypatch):
+    monkeypatch.setattr(itemknn, "PAIRS", pairs)  # how many are in hand at once changes nothing
     # Few items and many users: similarities are rich, and one user has an item twice.
     rng = np.random.default_rng(4)
     users = [rng.integers(0, 25, size=8).tolist() for _ in range(30)]
