@@ -11,7 +11,6 @@ called.
 
 from __future__ import annotations
 
-import io
 import itertools
 import pickle
 from pathlib import Path
@@ -25,6 +24,8 @@ from nullrec_lib.data.stand_ins import NAMES as _NAMES
 from nullrec_lib.data.stand_ins import REAL as _REAL
 from nullrec_lib.data.stand_ins import STANDS as _STANDS
 from nullrec_lib.errors import InputError
+
+_NUMBERS = (int, float, np.bool_, np.integer, np.floating)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -54,10 +55,11 @@ def read(path: Path) -> Any:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-        opcodes.check(data)
-        LEFT.set([opcodes.limit(len(data))])
-        return _plain(_Unpickler(io.BufferedReader(io.BytesIO(data), 1 << 16), encoding="latin1").load())
+        with path.open("rb") as file:
+            opcodes.check(file.read())
+            LEFT.set([opcodes.limit(file.tell())])
+            file.seek(0)
+            return _plain(_Unpickler(file, encoding="latin1").load())
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file.") from None
     except _Refused as refused:
@@ -87,8 +89,9 @@ def matrix(path: Path) -> np.ndarray:
     if not rows.size:
         what = f"an array {held.shape} of {held.dtype}" if isinstance(held, np.ndarray) else type(held).__name__
         raise InputError(f"{path}: expected rows of numbers, all of one length, found {what}.")
-    with np.errstate(over="ignore"):
-        rows = np.array(rows, dtype=np.float32)
+    if rows is array:
+        with np.errstate(over="ignore"):
+            rows = np.array(array, dtype=np.float32)
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
@@ -111,19 +114,21 @@ def _stacked(path: Path, held: Any) -> np.ndarray:
         what = f"its {len(sizes):,} rows of {width:,} numbers are one row many times over; save them as an array"
         raise InputError(f"{path}: {what}.")
     rows = np.empty((len(sizes), width), dtype=np.float32)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for number, row in enumerate(held):
             if isinstance(row, np.ndarray) and row.dtype.kind in "biuf":
                 rows[number] = row
                 continue
-            for kind in set(map(type, row)):
-                if not issubclass(kind, (int, float, np.bool_, np.integer, np.floating)):
-                    what = f"expected rows of numbers, all of one length, found {kind.__name__} in row {number}"
-                    raise InputError(f"{path}: {what}.")
             try:
+                if not isinstance(sum(row), _NUMBERS):  # by far the fastest way to see that all are numbers
+                    raise TypeError
                 rows[number] = np.fromiter(row, np.float32, width)
             except OverflowError:  # an integer beyond float64
                 rows[number] = np.inf
+            except (TypeError, ValueError):
+                kind = next((type(value).__name__ for value in row if not isinstance(value, _NUMBERS)), "a number")
+                what = f"expected rows of numbers, all of one length, found {kind} in row {number}"
+                raise InputError(f"{path}: {what}.") from None
     return rows
 
 
