@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import zlib
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ class Database:
 
     Args:
         path: of the file, which is made if it is not there.
-        tables: SQL that makes its tables where there are none.
+        tables: SQL that makes its tables where there are none; a column `crc32` comes last and holds that of the others.
         again: what to do when it is damaged, as a clause.
 
     A folder that cannot be written is read as it lies there.
@@ -55,6 +56,7 @@ class Database:
         base = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
         base.execute("pragma journal_mode = wal")
         base.executescript(tables)
+        _sign(base, tables)
         return base
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple]:
@@ -94,6 +96,20 @@ class Database:
             else:
                 raise self.damaged(why) from None
             raise InputError(f"{self.path}: cannot be used ({why}); {advice}.") from None
+
+
+def _sign(base: sqlite3.Connection, tables: str) -> None:
+    """Give the rows of tables from before there were checksums theirs."""
+    base.create_function("crc32", -1, crc32)
+    for name in re.findall(r"exists (\w+) \([^;]*\bcrc32\b", tables):
+        columns = lambda: [column for _, column, *_ in base.execute(f"pragma table_info({name})")]
+        if "crc32" in columns():
+            continue
+        base.execute("begin immediate")
+        with base:
+            if "crc32" not in (before := columns()):  # nor has another process been quicker
+                base.execute(f"alter table {name} add column crc32 integer not null default 0")
+                base.execute(f"update {name} set crc32 = crc32({', '.join(before)})")
 
 
 def crc32(*values: Any) -> int:

@@ -17,7 +17,7 @@ from nullrec_lib import figures, yaml_core
 from nullrec_lib.backbones import BACKBONES
 from nullrec_lib.errors import InputError, shown
 from nullrec_lib.experiments import finished, run_many, stored, stored_ranks
-from nullrec_lib.files import write_json, write_text
+from nullrec_lib.files import sweep, write_json, write_text
 from nullrec_lib.machine import choose_device, environment
 from nullrec_lib.methods import METHODS, RULES, runs_on
 from nullrec_lib.results import METRICS, PARTS, report
@@ -279,6 +279,7 @@ def run_grid(
     made = tables(grid, root, failures)
     if reports is not None:
         folder = Path(reports) / grid.name
+        sweep(folder)
         write_text(folder / "grid.yaml", grid.text)
         about = environment() | {"command": command, "threads": threads, "device": device}
         write_json(folder / "environment.json", about)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import gzip
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone, atomic, write_json, write_text
+from nullrec_lib.files import DamagedFile, alone, atomic, read_json, write_json, write_text, writing
 from nullrec_lib.progress import bar
 
 
@@ -133,9 +132,17 @@ def _fetch(client: httpx.Client, url: str, size: int | None, path: Path, attempt
     _about(part).unlink()
 
 
+def _known(part: Path) -> dict:
+    """What is known of a part that has come; nothing where its record is missing or damaged, and it comes anew."""
+    try:
+        return read_json(_about(part), ["url", "validator", "total"]) if part.exists() else {}
+    except DamagedFile:
+        return {}
+
+
 def _receive(client: httpx.Client, url: str, size: int | None, part: Path) -> None:
     """One request: the rest of `part`, or all of it anew where the rest would not fit."""
-    known = json.loads(_about(part).read_text()) if part.exists() and _about(part).exists() else {}
+    known = _known(part)
     have = part.stat().st_size if known.get("url") == url and known.get("validator") else 0
     if have and have == known["total"]:
         return  # stopped between the last byte and the new name
@@ -165,7 +172,7 @@ def _receive(client: httpx.Client, url: str, size: int | None, part: Path) -> No
         if size is not None and total not in (None, size):
             part.unlink(missing_ok=True)
             raise InputError(f"{url}: {total:,} bytes are announced where {size:,} are published: another file.")
-        with (part.open("ab" if have else "wb") as out,
+        with (writing(part), part.open("ab" if have else "wb") as out,
               bar(what=part.stem, total=total, initial=have, unit="B", unit_scale=True) as progress):
             for block in answer.iter_raw():  # as it comes: fixed blocks would be lost, unfilled, with the connection
                 out.write(block)

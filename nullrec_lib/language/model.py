@@ -15,7 +15,7 @@ import torch
 
 from nullrec_lib import manifest
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import alone, read_json, sweep_idle, write_json, writing
+from nullrec_lib.files import agree, alone, read_json, sweep_idle, write_json, writing
 from nullrec_lib.language import tuning
 from nullrec_lib.language.encoders.folders import model_sha256
 from nullrec_lib.language.writers import Prompt
@@ -152,9 +152,8 @@ def _built(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
         raise InputError(f"out: {out} exists and holds no model made here; give another folder.")
     again = f"remove {out}, and the same command makes it again"
     record = read_json(out / RECORD, ["settings", "texts_sha256"], again)
-    there, wanted = ({"texts": of["texts_sha256"], **of["settings"]} for of in (record, made_by))
-    if other := sorted(name for name in there | wanted if there.get(name) != wanted.get(name)):
-        raise InputError(f"out: {out} was made with other {', '.join(other)}; give another folder, or remove it.")
+    there, asked = ({"texts": of["texts_sha256"], "settings": of["settings"]} for of in (record, made_by))
+    agree(out, "another model", there, asked)
     manifest.check(out, again)
     return record
 

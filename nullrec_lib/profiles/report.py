@@ -60,7 +60,7 @@ def report(folders: list[Path], out: Path) -> Path:
     """
     for folder in folders:
         write_json(Path(out) / f"{Path(folder).resolve().name}.json", measure(folder))
-    all_ = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(out).glob("*.json"))}
+    all_ = {path.stem: read_json(path) for path in sorted(Path(out).glob("*.json"))}
     text = ["# Profiles", "One row per build. Distances are √(2 − 2cos) between the embeddings of a subject's profiles "
             "of two rounds; `rate` is the factor per round of a line through their logarithms, with the 95% interval "
             "over subjects; `floor` the distance of one prompt's answers under two seeds; `alike` the mean cosine of "
@@ -99,7 +99,7 @@ def gains(folders: list[Path], out: Path) -> Path:
         record = read_json(path, ["profiles", "gain"])
         record["profiles"] = _shown(record["profiles"])
         write_json(Path(out) / f"{Path(folder).resolve().name}.json", record | {"reported_on": environment()})
-    all_ = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(out).glob("*.json"))}
+    all_ = {path.stem: read_json(path) for path in sorted(Path(out).glob("*.json"))}
     rows = [_gained(name, one, which) for name, one in all_.items() for which in one["gain"]]
     text = ["# What policies gained", "K candidates of each judged subject before and after GRPO, sampled alike; "
             "`held_out` subjects were never learned from; both are judged beside the neighbours' profiles as they were built. "

@@ -144,6 +144,17 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
 
 
+def test_a_file_from_before_there_were_checksums_is_gone_on_with(tmp_path, asked):
+    rows = embed_texts(["a", "b"], "counted:x", tmp_path)
+    [path] = kept(tmp_path)
+    with closing(sqlite3.connect(path)) as base:
+        base.executescript("alter table vectors drop column crc32; alter table spent drop column crc32;")
+    np.testing.assert_array_equal(embed_texts(["a", "b", "c"], "counted:x", tmp_path)[:2], rows)
+    assert sorted(asked.asked) == ["a", "b", "c"]
+    with closing(Vectors(path, {})) as vectors:
+        assert vectors.tokens() == 30
+
+
 def test_what_cannot_be_embedded(tmp_path, asked):
     for name in ("given", "given:a_emb", "mine.safetensors"):
         with pytest.raises(InputError, match=f"the embeddings in {name} are made already and read no text"):
