@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import types
 import typing
 from dataclasses import asdict, dataclass, fields
@@ -98,8 +99,9 @@ class Spec:
 
     def __post_init__(self):
         for f in fields(self):  # scale=40 and scale=40.0 are one run
-            if "float" in f.type and isinstance(getattr(self, f.name), int):
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))
+            value = getattr(self, f.name)
+            if "float" in f.type and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+                object.__setattr__(self, f.name, float(value))
         meant = {"template": TEMPLATE, "freeze": True, "clean": True, "missing_text": "mean"}
         for name, default in meant.items():  # and None is what None means
             if getattr(self, name) == default and type(getattr(self, name)) is type(default):
@@ -108,14 +110,20 @@ class Spec:
         for name, value in asdict(self).items():
             kinds = typing.get_args(hints[name]) or (hints[name],)
             if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
-                raise InputError(f"{name}: {value!r} is not of type {getattr(hints[name], '__name__', hints[name])}.")
+                raise InputError(f"{name}: {shown(value)} is not of type {getattr(hints[name], '__name__', hints[name])}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name}: {value} is not a finite number.")
+            if isinstance(value, int) and abs(value) >= 2**53:
+                raise InputError(f"{name}: {shown(value)} is too large.")
+            if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+                raise InputError(f"{name}: {shown(value)} holds a sign that is no text.")
         choices = {"method": [*METHODS, *RULES], "backbone": list(BACKBONES), "select": list(PROTOCOLS),
                    "split": list(SPLITS), "clock": list(data.CLOCKS), "precision": [None, "bf16"],
                    "prefixes": [None, "together"], "missing_text": [None, *data.MISSING_TEXT]}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(one or "none") for one in allowed)
-                raise InputError(f"{name}: {getattr(self, name)!r} is not one of {known}.")
+                raise InputError(f"{name}: {shown(getattr(self, name))} is not one of {known}.")
         # One dimension alone would be normed to a constant.
         lowest = {"history_length": 1, "width": 2, "neighbours": 1, "batch_size": 1, "epochs": 1, "patience": 1,
                   "min_history": 0, "tail_user": 1, "tail_item": 1, "core": 1}
@@ -126,7 +134,7 @@ class Spec:
             if not 0 <= getattr(self, name) < 2**32:
                 raise InputError(f"{name}: {getattr(self, name)} is not between 0 and 2³²-1.")
         for name in ("lr", "scale", "temperature"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name}: {getattr(self, name)} is not a positive, finite number.")
         if self.template is not None:
             template_fields(self.template)
@@ -179,6 +187,11 @@ class Spec:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair, which could not be written down."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def parse(assignments: list[str]) -> dict[str, Any]:
     """`["lr=1e-3", "keep=last:50", "threshold=none"]` → values typed as in `Spec`.
 
@@ -189,6 +202,8 @@ def parse(assignments: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
+        if name in values:
+            raise InputError(f"--set {shown(assignment)}: {name} is set twice.")
         if not equals or name not in hints:
             raise InputError(f"--set {shown(assignment)}: write key=value with a key among {', '.join(hints)}.")
         options = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
@@ -199,7 +214,8 @@ def parse(assignments: list[str]) -> dict[str, Any]:
             elif kind is bool:
                 values[name] = {"true": True, "false": False}[text.lower()]
             else:
-                text.encode()  # what is not Unicode could not be written down
+                if not _is_unicode(text):
+                    raise ValueError
                 values[name] = kind(text)
         except (ValueError, KeyError):
             raise InputError(f"--set {shown(assignment)}: {shown(text)} is not {kind.__name__}.") from None

@@ -37,7 +37,7 @@ import yaml
 from nullrec_lib import data, grid
 from nullrec_lib.data import pickles
 from nullrec_lib.data.lines import lines
-from nullrec_lib.errors import InputError
+from nullrec_lib.errors import InputError, shown
 from nullrec_lib.experiments import run
 from nullrec_lib.files import write_json, write_tensors
 from nullrec_lib.information.sufficiency import sufficiency
@@ -113,7 +113,7 @@ def make_pickles(folder: Path) -> None:
 def check_spec(folder: Path, base: Any, rng: random.Random) -> None:
     names = [field.name for field in fields(Spec)]
     if rng.randrange(2):
-        texts = [rng.choice(TOKENS).decode("latin-1"), str(rng.choice(VALUES)), "1e-3", "5", "none", "true", "sasrec", "base"]
+        texts = [rng.choice(TOKENS).decode("latin-1"), shown(rng.choice(VALUES), 9999), "1e-3", "5", "none", "true", "sasrec", "base"]
         parse([f"{rng.choice([*names, 'nothing'])}={rng.choice(texts)}" for _ in range(rng.randrange(1, 4))])
         return
     spec = Spec(**{rng.choice(names): rng.choice(VALUES) for _ in range(rng.randrange(1, 4))})
