@@ -79,7 +79,7 @@ def _decoded(path: Path, stream: io.BufferedReader, note: Note) -> Iterator[str]
         decode = _Decoder(path, note)
     if decode is None or not unix:
         # "\n" leaves other line ends alone: U+2028 and its like may stand in a title. None ends lines at CR as well.
-        opened = io.TextIOWrapper(stream, encoding or "latin-1", newline="\n" if unix else None)
+        opened = io.TextIOWrapper(stream, "latin-1" if decode else encoding, newline="\n" if unix else None)
         for number, line in enumerate(opened, 1):
             line = _unended(line)
             yield line if decode is None else decode(line.encode("latin-1"), number)

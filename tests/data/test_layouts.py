@@ -153,3 +153,12 @@ def test_half_an_encoding_is_refused_with_its_line(tmp_path, layout):
     path.write_bytes(path.read_bytes().replace("Léon".encode(), "Léon".encode("latin-1")))
     with pytest.raises(InputError, match=r"line \d: byte 0xe9 is not UTF-8"):
         load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("layout", ["recbole", "movielens_100k", "amazon_2018"])
+def test_encodings_and_line_ends(tmp_path, layout, encoding, end):
+    sample = Sample((("i0", "Amélie"), *SAMPLE.items[1:]), SAMPLE.events, encoding, end)
+    WITH_TEXT[layout](tmp_path / "set", sample)
+    assert load(tmp_path / "set").items["title"].tolist()[:2] == ["Amélie", "Title 1"]
