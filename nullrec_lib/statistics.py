@@ -42,8 +42,8 @@ def against(
     Returns: one row per part, metric and value of `by`: `rival`; `difference` of the means over the `seeds` that
     both have (a rule without training has one figure for every seed); `t_low`, `t_high`, `t_p` of the paired
     t-test over seeds, NaN with fewer than two of them or a rule; `low`, `high`, `p` of `bootstrap` over the
-    test users, on examples' figures averaged over seeds, without the examples that a part leaves out; `p_holm`, corrected for all comparisons that are returned, and
-    `t_p_holm` for those of them that have a t-test.
+    test users, on examples' figures averaged over seeds, without the examples that a part leaves out; `p_holm`,
+    corrected for all comparisons that are returned, and `t_p_holm` for those of them that have a t-test.
 
     Raises:
         ValueError: the runs were not tested on the same examples.

@@ -93,8 +93,8 @@ def split(dataset: Dataset, protocol: str, min_history: int = 1, seed: int = 22)
     if min_history < 0:
         raise InputError(f"min_history: {min_history} is below 0.")
     if dataset.n_items < 2:
-        raise InputError(f"split: {dataset.name} has only {dataset.n_items} item, so there is nothing to rank; give data of two "
-                         "items or more.")
+        raise InputError(f"split: {dataset.name} has only {dataset.n_items} item, so there is nothing to rank; give data of "
+                         "two items or more.")
     if protocol in PROTOCOLS and (protocol == "given") != (dataset.given is not None):
         have = "bring no split of their own" if protocol == "given" else "bring their own split and name no users"
         use = " or ".join(OF_USERS) if protocol == "given" else "given"

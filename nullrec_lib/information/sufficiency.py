@@ -162,7 +162,8 @@ def matrix(
                 progress.update()
             for u, v in pairs:
                 found = fit(noisy[v][rows], made[u][rows], kernels, seed, device, alone[v])
-                conditional[u, v][at, held] = _known(log_density(found, noisy[v][held], made[u][held]), held, f"{u} or {v}")
+                logs = log_density(found, noisy[v][held], made[u][held])
+                conditional[u, v][at, held] = _known(logs, held, f"{u} or {v}")
                 progress.update()
     counts = {"all": n, "fitted": len(rows), "held_out": len(held)}
     return {(u, v): _told(-marginal[v], -conditional[u, v], counts, tuple(seeds), {"u": dims[u], "v": dims[v]}, noise)

@@ -269,8 +269,8 @@ def test_nobody_is_sampled_in_a_catalogue_that_is_too_small():
 
 def test_who_is_left_out_is_counted_and_said():
     split = leave_one_out([[0, 1, 2], [3, 2, 1, 0], [0, 0, 0]], 5)
-    for count, expected, words in ((1, [False] * 3, ()), (2, [False, True, False], ("1 of 3 test users", "fewer than 2 of the 5")),
-                                   (5, [True] * 3, ("no sampled figures", "all 3 test users"))):
+    for count, expected, words in ((1, [False] * 3, ()), (5, [True] * 3, ("no sampled figures", "all 3 test users")),
+                                   (2, [False, True, False], ("1 of 3 test users", "fewer than 2 of the 5"))):
         without, notes = left_out(split, untouched(split, "test", count))
         assert without.tolist() == expected and len(notes) == bool(words)
         assert all(word in notes[0] for word in words)
