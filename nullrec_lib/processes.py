@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import pickle
 import signal
 import threading
 from collections import deque
@@ -120,7 +119,7 @@ class _Worker:
         """Result, error in one line, interrupt; of the three at most one."""
         try:
             if self.connection.poll():
-                return pickle.loads(self.connection.recv_bytes())
+                return ForkingPickler.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             pass
         except Exception as error:  # what came cannot be made here
@@ -172,7 +171,7 @@ def _end_with_parent() -> None:
 def _answer(task: bytes) -> bytes:
     """The call, in the environment that the parent has now: that of the process copied is as old as its first child."""
     try:
-        environment, call, item = pickle.loads(task)
+        environment, call, item = ForkingPickler.loads(task)
         os.environ.clear()
         os.environ.update(environment)
         return ForkingPickler.dumps((call(item), None, None))
