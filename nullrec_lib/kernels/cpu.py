@@ -12,6 +12,8 @@ above 0 is made unsigned, or every use of it asks whether it is negative and cou
 from __future__ import annotations
 
 import hashlib
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
@@ -31,7 +33,8 @@ def compiled(**options) -> Callable:
     """Decorator: compile with Numba when first called, release the interpreter while running, keep the machine code.
 
     It is kept under a hash of all kernels' sources. Numba would look at the function's own file alone, and go on with
-    old code after a change to a constant or an inlined function of another.
+    old code after a change to a constant or an inlined function of another. Where it cannot be kept or read again (a full
+    disk, a damaged file), the function is compiled all the same.
 
     Args:
         options: further ones of `numba.njit`.
@@ -40,11 +43,48 @@ def compiled(**options) -> Callable:
     def compile(function: Callable) -> Callable:
         before, config.CACHE_DIR = config.CACHE_DIR, _COMPILED
         try:
-            return njit(nogil=True, cache=True, **options)(function)
+            return _forgiving(njit(nogil=True, cache=True, **options)(function))
+        except RuntimeError:  # no folder to keep it in can be written
+            return njit(nogil=True, **options)(function)
         finally:
             config.CACHE_DIR = before
 
     return compile
+
+
+def _forgiving(kernel: Callable) -> Callable:
+    """A kernel whose kept code may be missing or damaged, and need not be kept. Four bytes behind it are its checksum,
+    where Numba looks at none of its own; a changed bit of machine code could do anything."""
+    if (cache := getattr(kernel, "_cache", None)) is None:  # Numba is switched off
+        return kernel
+    save, load, files = cache.save_overload, cache.load_overload, cache._cache_file
+    dump, load_file = files._dump, files._load_data
+
+    def keep(*code) -> None:
+        with suppress(Exception):  # of the system, and of an index that cannot be read
+            save(*code)
+
+    def fetch(*signature):
+        try:
+            return load(*signature)
+        except Exception:  # of unpickling and of linking
+            with suppress(OSError):
+                cache.flush()
+            return None
+
+    def signed(content) -> bytes:
+        code = dump(content)
+        return code + zlib.crc32(code).to_bytes(4, "little")
+
+    def checked(name: str):
+        code = Path(files._data_path(name)).read_bytes()
+        if zlib.crc32(code[:-4]).to_bytes(4, "little") != code[-4:]:
+            raise ValueError(f"{name} is damaged")
+        return load_file(name)
+
+    cache.save_overload, cache.load_overload = keep, fetch
+    files._dump, files._load_data = signed, checked
+    return kernel
 
 
 FAST = {"reassoc", "contract", "nsz"}

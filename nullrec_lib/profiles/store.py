@@ -12,7 +12,7 @@ from typing import Iterable, Iterator
 
 from nullrec_lib.databases import Database, crc32
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import DamagedFile, read_json
+from nullrec_lib.files import DamagedFile, read_json, sweep
 
 FILE, BUILT = "profiles.sqlite", "build.json"
 AGAIN = "run the same `nullrec profiles build` again, which writes anew what is missing; if it says so too, remove the file"
@@ -83,6 +83,7 @@ class Store:
         self.folder, path = Path(folder), Path(folder) / FILE
         if not create and not path.is_file():
             raise InputError(f"{folder}: no profiles are stored here; `nullrec profiles build --out` makes some.")
+        sweep(self.folder)
         self._db = Database(path, _TABLES, AGAIN)
         if not create:
             self.check()

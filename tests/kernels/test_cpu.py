@@ -11,7 +11,7 @@ from torch import nn
 
 from nullrec_lib import kernels
 from nullrec_lib.backbones.sasrec import Block
-from nullrec_lib.kernels import attend_cpu, infonce_cpu, lookup_cpu, row_adam_cpu, state_cpu
+from nullrec_lib.kernels import attend_cpu, cpu, infonce_cpu, lookup_cpu, row_adam_cpu, state_cpu
 from nullrec_lib.kernels.attend import attend
 from nullrec_lib.kernels.cpu import FAST, exponentials
 from nullrec_lib.kernels.infonce import infonce
@@ -159,3 +159,25 @@ def test_no_loop_of_a_reordering_kernel_both_sums_and_writes():
                 writes = [node for node in inside if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)]
                 assert not (sums and writes), f"{path.name}, line {loop.lineno}"
     assert looked_at > 40
+
+
+@pytest.mark.parametrize("damaged", [lambda code: b"", lambda code: code[:100], lambda code: code[:-1],
+                                     lambda code: code[:-99] + bytes([code[-99] ^ 1]) + code[-98:]])
+def test_kept_code_that_is_damaged_is_compiled_again(tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(cpu, "_COMPILED", str(tmp_path))
+
+    def twice(x):
+        return 2 * x
+
+    for hits in (0, 0, 1):  # made; damaged and made again; read
+        kernel = cpu.compiled()(twice)
+        assert kernel(3) == 6
+        if not hasattr(kernel, "stats"):
+            pytest.skip("Numba is switched off")
+        assert sum(kernel.stats.cache_hits.values()) == hits
+        files = list(tmp_path.rglob("*.nb?"))
+        assert files
+        if not hits and not (tmp_path / "damaged").exists():
+            (tmp_path / "damaged").touch()
+            for path in files:
+                path.write_bytes(damaged(path.read_bytes()))
