@@ -28,7 +28,8 @@ def describe(
     """Counts, lengths, clock and notes of a data set; every problem in its files is named with its place."""
     from nullrec_lib import data as data_sets
 
-    described = data_sets.cut(data_sets.core(data_sets.load(path, clean=clean, missing_text=missing_text), core), keep).describe()
+    dataset = data_sets.load(path, clean=clean, missing_text=missing_text)
+    described = data_sets.cut(data_sets.core(dataset, core), keep).describe()
     if as_json:
         print(json.dumps(described, ensure_ascii=False))
         return
