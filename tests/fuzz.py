@@ -50,7 +50,7 @@ from nullrec_lib.profiles.store import Store
 from nullrec_lib.recommend import recommend
 from nullrec_lib.spec import Spec, parse
 from tests.data.layouts import LAYOUTS, Sample
-from tests.mutations import TOKENS, VALUES, spoil_bytes, spoil_folder, spoil_value
+from tests.mutations import TOKENS, VALUES, odd_array, spoil_bytes, spoil_folder, spoil_value, spoil_values
 
 SECONDS, MEMORY = 20, 6 * 2**30
 """That one input may take, and bytes beyond what the process has at the start."""
@@ -227,20 +227,6 @@ def check_texts(folder: Path, base: Any, rng: random.Random) -> None:
         store.close()
 
 
-def odd_array(rng: random.Random, rows: int, columns: int) -> np.ndarray:
-    numbers = np.random.default_rng(rng.randrange(10**6))
-    shape = rng.choice([(rows, columns)] * 6 + [(rows,), (), (rows, 1, columns), (0, columns), (rows, 0), (1, columns), (2, columns)])
-    array = numbers.standard_normal(shape) * 10.0 ** rng.choice([0, 0, 0, -30, 30, 200])
-    if array.size and rng.randrange(4) == 0:
-        array.flat[numbers.integers(array.size)] = rng.choice([np.nan, np.inf, 1e300])
-    if rng.randrange(6) == 0:
-        array = array * 0
-        if array.size:
-            array.flat[numbers.integers(array.size)] = 1
-    with np.errstate(all="ignore"):
-        return array.astype(rng.choice(["f8"] * 5 + ["f4", "f2", "i8", "?", "c8", "O"]))
-
-
 def check_null_space(folder: Path, base: Any, rng: random.Random) -> None:
     rows = odd_array(rng, 20, 6)
     options = {name: rng.choice(VALUES + [1, 2, 3, 6, 0.1, 0.5]) for name in rng.sample(
@@ -270,9 +256,9 @@ def few_kernels(folder: Path) -> Any:
 def entries() -> list[Entry]:
     layouts = [Entry(name, lambda folder, write=write: write(folder / write.__name__, SAMPLE),
                      lambda folder, base, rng, name=name: check_layout(folder / name, base, rng),
-                     lambda folder, rng, name=name: spoil_folder(folder / name, rng)) for name, write in LAYOUTS.items()]
+                     lambda folder, rng, name=name: spoil_values(folder / name, rng)) for name, write in LAYOUTS.items()]
     nothing = lambda folder: None
-    return [*layouts, Entry("pickles", make_pickles, check_pickle), Entry("spec", nothing, check_spec, None),
+    return [*layouts, Entry("pickles", make_pickles, check_pickle, spoil_values), Entry("spec", nothing, check_spec, None),
             Entry("grid", nothing, check_grid, None), Entry("embeddings", make_embeddings, check_embeddings, spoil_embeddings),
             Entry("run of a rule", make_run("popularity"), check_run, spoil_run, 2),
             Entry("run", make_run("base"), check_run, spoil_run, 2),

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 TOKENS = [
     b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\r", b"\n", b"\r\n", b"\t", b"::", b"|", b",", b'"', b'""', b"'", b"\\", b"{", b"}",
@@ -140,3 +145,40 @@ def spoil_folder(folder: Path, rng: random.Random) -> None:
                 rng.choice(files).with_name(path.name + ".gz").write_bytes(path.read_bytes())
             case _:
                 spoil_file(path, rng)
+
+
+def spoil_values(folder: Path, rng: random.Random) -> None:
+    """As `spoil_folder`, or whole pickles with other values: cells of frames, other arrays of embeddings."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".df", ".pkl", ".pickle"))
+    if rng.randrange(2) or not files:
+        spoil_folder(folder, rng)
+        return
+    path = rng.choice(files)
+    value = pickle.loads(path.read_bytes())  # our own
+    if isinstance(value, np.ndarray):
+        value = odd_array(rng, len(value) + rng.choice((-1, 0, 0, 1)), value.shape[1])
+        value = np.asarray(value).tolist() if rng.randrange(3) == 0 else value
+    else:
+        value = {name: list(column) for name, column in value.items()}
+        name = rng.choice(list(value))
+        place = rng.randrange(len(value[name]))
+        value[name][place] = spoil_value(value[name][place], rng)
+        if rng.randrange(6) == 0:
+            del value[rng.choice(list(value))]
+        with suppress(Exception):  # pandas takes no half of a surrogate pair, and columns of one length alone
+            value = pd.DataFrame(value) if rng.randrange(8) else value
+    path.write_bytes(pickle.dumps(value, rng.randrange(2, 6)))
+
+
+def odd_array(rng: random.Random, rows: int, columns: int) -> np.ndarray:
+    numbers = np.random.default_rng(rng.randrange(10**6))
+    shape = rng.choice([(rows, columns)] * 6 + [(rows,), (), (rows, 1, columns), (0, columns), (rows, 0), (1, columns), (2, columns)])
+    array = numbers.standard_normal(shape) * 10.0 ** rng.choice([0, 0, 0, -30, 30, 200])
+    if array.size and rng.randrange(4) == 0:
+        array.flat[numbers.integers(array.size)] = rng.choice([np.nan, np.inf, 1e300])
+    if rng.randrange(6) == 0:
+        array = array * 0
+        if array.size:
+            array.flat[numbers.integers(array.size)] = 1
+    with np.errstate(all="ignore"):
+        return array.astype(rng.choice(["f8"] * 5 + ["f4", "f2", "i8", "?", "c8", "O"]))
