@@ -242,9 +242,9 @@ def check_null_space(folder: Path, base: Any, rng: random.Random) -> None:
 
 
 def check_information(folder: Path, base: Any, rng: random.Random) -> None:
-    told = sufficiency(odd_array(rng, 40, 3), odd_array(rng, 40, 2), (22,), rng.choice([None, 2, 1, 50, 0]), rng.choice([0.0, 0.1]),
+    sufficient = sufficiency(odd_array(rng, 40, 3), odd_array(rng, 40, 2), (22,), rng.choice([None, 2, 1, 50, 0]), rng.choice([0.0, 0.1]),
                        base)
-    expect(told.isi is None or np.isfinite(told.isi.value), "an index is a number")
+    expect(sufficient.isi is None or np.isfinite(sufficient.isi.value), "an index is a number")
 
 
 def few_kernels(folder: Path) -> Any:
@@ -350,17 +350,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], help=", ".join(entry.name for entry in entries()))
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="Where findings are kept.")
-    asked = parser.parse_args()
-    seconds = asked.seconds if asked.seconds is not None else float("inf") if asked.inputs < 10**9 else 60
+    options = parser.parse_args()
+    seconds = options.seconds if options.seconds is not None else float("inf") if options.inputs < 10**9 else 60
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 2**40
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
-    rows, took = fuzz(asked.inputs, seconds, asked.seed, asked.only, asked.keep)
+    rows, took = fuzz(options.inputs, seconds, options.seed, options.only, options.keep)
     print(table(rows))
     count = sum(row["inputs"] for row in rows)
     print(json.dumps({"inputs": count, "seconds": round(took), "per_minute": round(60 * count / took)}))
     if any(row["findings"] for row in rows):
-        print(f"findings in {asked.keep}")
+        print(f"findings in {options.keep}")
         return 1
     return 0
 

@@ -89,11 +89,11 @@ class Source:
         Raises:
             InputError: there is none, or more than one.
         """
-        found = sorted(path for path in self.folder.iterdir() if path.is_file() and fits(path.name, patterns))
-        if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "none"
+        matches = sorted(path for path in self.folder.iterdir() if path.is_file() and fits(path.name, patterns))
+        if len(matches) != 1:
+            names = ", ".join(path.name for path in matches) or "none"
             raise InputError(f"{self.folder}: expected exactly one file {' or '.join(patterns)}, found {names}.")
-        return found[0]
+        return matches[0]
 
     def lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """See `lines.lines`."""

@@ -109,13 +109,13 @@ COUNTS = ("n_users", "n_items", "n_interactions", "density_percent", "sparsity_p
 def test_describe_counts_alike(tmp_path, layout):
     LAYOUTS[layout](tmp_path / layout, SAMPLE)
     LAYOUTS["recbole"](tmp_path / "reference", SAMPLE)
-    said = []
+    counts = []
     for name in (layout, "reference"):
         result = CliRunner().invoke(app, ["data", "describe", str(tmp_path / name), "--json"])
         assert result.exit_code == 0, result.output
         described = json.loads(result.stdout.splitlines()[-1])
-        said.append({count: described[count] for count in COUNTS})
-    assert said[0] == said[1]
+        counts.append({count: described[count] for count in COUNTS})
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("layout", WITH_TEXT)
