@@ -223,8 +223,11 @@ class Source:
             if self.reading.missing_text == "refuse":
                 raise InputError(f"{self.folder / self._catalogue}: {len(bare):,} items have no text, {bare[0]!r:.60} the "
                                  "first of them; add their texts, or leave missing_text=refuse out.")
+            means = "their language vector is the mean of the others' (missing_text=refuse refuses them)"
+            if len(bare) == len(catalogue):
+                means = "what reads language needs embeddings of theirs as encoder"
             self.note(f"{self._catalogue}: {len(bare):,} of {len(catalogue):,} items have no text ({absent:,} no line at "
-                      "all); their language vector is the mean of the others' (missing_text=refuse refuses them).")
+                      f"all); {means}.")
         if self._cleaned:
             self.note(f"{self._catalogue}: markup or entities were taken out of the texts of {self._cleaned:,} items "
                       "(clean=false keeps them).")
