@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from nullrec_lib.data import SHOPS
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC
@@ -82,7 +83,7 @@ def recommend(
 
 def _prepared(folder: Path, data: str | None) -> tuple[Spec, Prepared]:
     """A run's spec and what it reads, found again by their content wherever they lie now."""
-    stored = read_json(folder / SPEC, ("key", "spec"))
+    stored = read_json(folder / SPEC, ("key", "spec"), "remove it, and `nullrec run` with the same options writes it again")
     if stored.get("version", RESULTS_VERSION) != RESULTS_VERSION:
         raise InputError(f"{folder}: results are made in another way since this run; run it again.")
     try:
@@ -102,6 +103,8 @@ def _prepared(folder: Path, data: str | None) -> tuple[Spec, Prepared]:
             return replace(spec, data=place), prepared
         failure = InputError(f"{folder}: {place} or the encoder is not what it was for this run; run it again, or name its "
                              "data (--data) where they have moved.")
+    if data is None and not any(Path(place).exists() or place in SHOPS for place in _places(spec.data, folder)):
+        raise InputError(f"{folder}: its data, {spec.data}, are not where they were; name their place (--data).")
     raise failure
 
 
