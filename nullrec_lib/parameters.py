@@ -47,6 +47,8 @@ class Parameter:
         kind = type(self.default[0]) if self.default else type(None)
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{self.name}: {shown(value)} is not a list; write [{shown(self._one(value, kind))}].")
+        if not len(value) and self.name.endswith("seeds"):
+            raise InputError(f"{self.name}: an empty list leaves nothing to run; write {self._wanted()}.")
         return [self._one(element, kind) for element in value]
 
     def _one(self, value: Any, kind: type) -> Any:

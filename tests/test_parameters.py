@@ -32,7 +32,7 @@ PARAMETERS = declared(CELL, Path("notebooks/01_a.ipynb"))
 
 
 @pytest.mark.parametrize("name, value", [
-    ("seeds", [1]), ("seeds", []), ("rates", [0.5, 1]), ("names", ["b", "c"]), ("anything", [1, "a", True, 0.5]),
+    ("seeds", [1]), ("rates", []), ("rates", [0.5, 1]), ("names", ["b", "c"]), ("anything", [1, "a", True, 0.5]),
     ("epochs", -1), ("lr", 0.5), ("lr", 2), ("word", ""), ("keep", None), ("keep", "first:3"), ("keep", 3), ("keep", 0.5),
     ("keep", True), ("flag", False), ("width", None), ("width", 64), ("long", None),
 ], ids=str)
@@ -46,7 +46,7 @@ def test_a_tuple_will_do_for_a_list():
 
 
 @pytest.mark.parametrize("name, value, said", [
-    ("seeds", 22, "write [22]"), ("names", "b", "write ['b']"), ("rates", 1, "write [1]"), ("anything", 1, "write [1]"),
+    ("seeds", 22, "write [22]"), ("seeds", [], "empty list"), ("names", "b", "write ['b']"), ("rates", 1, "write [1]"), ("anything", 1, "write [1]"),
     ("seeds", "fast", "whole number"), ("seeds", ["a"], "whole number"), ("seeds", [1.5], "whole number"),
     ("seeds", [True], "whole number"), ("seeds", [None], "whole number"), ("seeds", [[1]], "whole number"),
     ("seeds", None, "None"), ("seeds", {1: 2}, "list"), ("seeds", {1}, "list"), ("names", [1], "text"),
