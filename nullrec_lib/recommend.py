@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from nullrec_lib.data import SHOPS
+from nullrec_lib.data import around, places
 from nullrec_lib.data.examples import Batch
 from nullrec_lib.errors import InputError
 from nullrec_lib.experiments import RESULT, SPEC
@@ -92,39 +91,23 @@ def _prepared(folder: Path, data: str | None) -> tuple[Spec, Prepared]:
         raise InputError(f"{folder}: was made by another version of nullrec ({error}); run it again.") from None
     moved = {name: _nearby(getattr(spec, name), folder) for name in ("encoder", "profiles")}
     spec = replace(spec, **{name: path for name, path in moved.items() if path is not None})
-    failure = None
-    for place in [data] if data is not None else _places(spec.data, folder):
+    failure = InputError(f"{folder}: its data, {spec.data}, are not where they were; name their place (--data).")
+    for place in [data] if data is not None else places(spec.data, folder):
         try:
             prepared = prepare(replace(spec, data=place))
-        except InputError as error:
-            failure = failure or error
+        except InputError as error:  # other data of this name, perhaps no data at all
+            failure = error
             continue
         if replace(spec, data=place).key(prepared.dataset.fingerprint()) == stored["key"]:
             return replace(spec, data=place), prepared
         failure = InputError(f"{folder}: {place} or the encoder is not what it was for this run; run it again, or name its "
                              "data (--data) where they have moved.")
-    if data is None and not any(Path(place).exists() or place in SHOPS for place in _places(spec.data, folder)):
-        raise InputError(f"{folder}: its data, {spec.data}, are not where they were; name their place (--data).")
     raise failure
-
-
-def _places(data: str, folder: Path) -> list[str]:
-    """Where a run's data may lie: as they were named, from one of the folders around the run, under $NULLREC_DATA."""
-    home = os.environ.get("NULLREC_DATA", "")
-    under = [Path(home) / Path(data).name] if home and Path(data).name else []
-    return list(dict.fromkeys([data, *_around(data, folder), *(str(path) for path in under if path.is_dir())]))
-
-
-def _around(path: str, folder: Path) -> list[str]:
-    """Where a relative path leads from the folders around the run."""
-    if not path or Path(path).is_absolute():
-        return []
-    return [str(parent / path) for parent in folder.resolve().parents if (parent / path).exists()]
 
 
 def _nearby(path: str | None, folder: Path) -> str | None:
     """A path that is not there, as seen from around the run; None where that changes nothing."""
-    return next(iter(_around(path, folder)), None) if path and not Path(path).exists() else None
+    return next(iter(around(path, folder)), None) if path and not Path(path).exists() else None
 
 
 def _find(items: pd.DataFrame, name: str) -> int:

@@ -13,7 +13,8 @@ from nullrec_lib.data.source import MISSING_TEXT, Reading, Source, fits
 from nullrec_lib.data.times import CLOCKS
 from nullrec_lib.errors import InputError
 
-__all__ = ["CLOCKS", "FORMATS", "MISSING_TEXT", "SHOPS", "Dataset", "Reading", "assemble", "core", "cut", "load", "locate"]
+__all__ = ["CLOCKS", "FORMATS", "MISSING_TEXT", "SHOPS", "Dataset", "Reading", "around", "assemble", "core", "cut", "load",
+           "locate", "places"]
 
 # A further format is one file under formats/ and one line here: its name, the files that no other layout has (`*` stands
 # for anything), and its reader `read(source)`, which hands over what it finds. The first layout with a match reads.
@@ -92,6 +93,21 @@ def locate(data: str | Path) -> Path:
     if not str(data) or not folder.exists():  # an empty name would be the current folder
         raise InputError(_not_found(str(data), home))
     return folder
+
+
+def places(data: str, folder: Path) -> list[str]:
+    """Where the data that a stored folder was made from may lie now: as they were named, from one of the folders around it,
+    or under $NULLREC_DATA. Those that are there; whether they are the same data, their fingerprint says."""
+    home, plain = os.environ.get("NULLREC_DATA", ""), Path(data).name
+    near = around(data, folder) + ([str(Path(home).expanduser() / plain)] if home and plain else [])
+    return [place for place in dict.fromkeys([data, *near]) if place in SHOPS or Path(place).expanduser().is_dir()]
+
+
+def around(path: str, folder: Path) -> list[str]:
+    """Where a relative path leads from the folders around a stored one; only what is there."""
+    if not path or Path(path).is_absolute():
+        return []
+    return [str(parent / path) for parent in Path(folder).resolve().parents if (parent / path).exists()]
 
 
 def _not_found(data: str, home: str) -> str:

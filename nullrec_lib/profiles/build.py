@@ -102,6 +102,26 @@ def _whole(out: Path) -> Built | None:
         return done if store.whole() else None
 
 
+def where(folder: Path, asked: dict[str, Any]) -> str:
+    """Where the data of a build lie now, found by their content.
+
+    Raises:
+        InputError: they are nowhere, or are no longer what they were.
+    """
+    failure = InputError(f"{folder}: its data, {asked['data']}, are not where they were; put them there, or let $NULLREC_DATA "
+                         "name the folder above them.")
+    for place in sets.places(asked["data"], folder):
+        try:
+            dataset, parts = material(place, asked["split"], asked["keep"])
+        except InputError as error:  # other data of this name, perhaps no data at all
+            failure = error
+            continue
+        if (dataset.fingerprint(), parts.fingerprint()) == (asked["data_fingerprint"], asked["split_fingerprint"]):
+            return place
+        failure = InputError(f"{folder}: was built from {asked['data']} as it was then, and the data have changed since.")
+    raise failure
+
+
 def material(data: str, split: str, keep: str | None) -> tuple[Dataset, Split]:
     """What profiles are built from: a data set, cut, and its split.
 
@@ -132,10 +152,8 @@ def resume(folder: Path) -> tuple[Loop, Visible]:
     if not path.is_file():
         raise InputError(f"{folder}: no profiles were built here; `nullrec profiles build --out` makes some.")
     asked = read_asked(folder)
-    dataset, parts, seen, who = _ready(*(asked[name] for name in ("data", "split", "keep", "writer", "cuts")),
-                                       asked["limit_users"], asked["seed"], asked["settings"])
-    if (dataset.fingerprint(), parts.fingerprint()) != (asked["data_fingerprint"], asked["split_fingerprint"]):
-        raise InputError(f"{folder}: was built from {asked['data']} as it was then, and the data have changed since.")
+    names = ("split", "keep", "writer", "cuts", "limit_users", "seed", "settings")
+    dataset, _, seen, who = _ready(where(folder, asked), *(asked[name] for name in names))
     if who.revision != asked["revision"]:
         raise InputError(f"{folder}: was built by {asked['writer']} as it was then, and it has changed since.")
     loop = Loop(seen, _ids(dataset), who, folder, partial(embed_texts, encoder=asked["encoder"]), asked["seed"])
@@ -226,7 +244,9 @@ def _claim(out: Path, asked: dict[str, Any]) -> None:
         InputError: it is for something else.
     """
     # Of the settings one alone, which decides the prompts: what else can change a text is in the revision.
-    flat = lambda one: one | {"settings": {"context": one["settings"].get("context")}}
+    # And the data's place decides nothing: their fingerprint is there.
+    flat = lambda one: {name: value for name, value in one.items() if name != "data"} | {
+        "settings": {"context": one["settings"].get("context")}}
     there = read_asked(out) if (out / ASKED).exists() else _asked_of_record(out)
     if there is not None:
         refuse_old(out, there)

@@ -13,7 +13,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.files import read_json, write_json, write_text
 from nullrec_lib.language.encoder import embed_items, embed_texts, short_name
 from nullrec_lib.machine import environment
-from nullrec_lib.profiles.build import material, own_user
+from nullrec_lib.profiles.build import material, own_user, where
 from nullrec_lib.profiles.grpo import RECORD
 from nullrec_lib.profiles.loop import BUILT, finished
 from nullrec_lib.profiles.probe import readings
@@ -33,7 +33,7 @@ def measure(folder: Path) -> dict[str, Any]:
     if built is None:
         raise InputError(f"{folder}: no build has finished here; `nullrec profiles build --out` goes on with one.")
     asked = built.asked
-    dataset, split = material(asked["data"], asked["split"], asked["keep"])
+    dataset, split = material(where(folder, asked), asked["split"], asked["keep"])
     found = readings(dataset, split, Store(folder).profiles(), partial(embed_texts, encoder=asked["encoder"]),
                      embed_items(dataset.items, asked["encoder"], given=dataset.embeddings))
     both = {one.side for one in built.rounds} >= {"user", "item"}

@@ -7,6 +7,7 @@ import random
 import re
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from nullrec_lib.errors import InputError
 from nullrec_lib.language.writers import Prompt, WriterError
 from nullrec_lib.preparing import prepare
 from nullrec_lib.profiles import prompts
-from nullrec_lib.profiles.build import build, export, own_user
+from nullrec_lib.profiles.build import build, export, own_user, resume
 from nullrec_lib.profiles.convergence import distances
 from nullrec_lib.profiles.loop import MODES, Loop, plan
 from nullrec_lib.profiles.store import Store
@@ -232,7 +233,7 @@ def test_a_build_is_gone_on_with_only_as_it_was_asked_for(tmp_path, monkeypatch)
     other = builds.material
     monkeypatch.setattr(builds, "material", lambda data, split, keep: other(data, split, "last:4"))
     with pytest.raises(InputError, match="the data have changed since"):
-        builds.resume(tmp_path / "p")
+        resume(tmp_path / "p")
 
 
 def test_builds_that_do_not_say_of_which_items_they_are_are_refused(tmp_path):
@@ -345,7 +346,7 @@ def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path, monkeypatch)
                                      "cost": 0.5 * len(asked)}
     monkeypatch.setattr(builds, "make_writer", lambda *_, **__: writer)
     monkeypatch.setattr(Loop, "run", lambda *_: said.append("begun"))
-    builds.build(tmp_path, data="shop-tiny", rounds=1, say=said.append)
+    build(tmp_path, data="shop-tiny", rounds=1, say=said.append)
     count = int(re.search(r"at most ([\d,]+) texts", said[0]).group(1))
     assert said[1] == (f"About {100 * count:,} tokens to read and at most {7 * count:,} to write; "
                        f"a cost of {count / 2:,.2f}.")
@@ -476,3 +477,25 @@ def test_wrong_input_is_told_before_anything_is_made(tmp_path):
     with pytest.raises(InputError, match="mode"):
         build(tmp_path / "p", data="shop-tiny", mode="x", say=len)
     assert not (tmp_path / "p").exists()
+
+
+def test_a_build_is_found_again_where_its_data_have_moved(tmp_path, monkeypatch):
+    from nullrec_lib.profiles import report
+    from tests.data.layouts import Sample, recbole
+
+    events = tuple((f"u{n % 20}", f"i{(n * n + n // 20) % 9}", 1_500_000_000 + n) for n in range(160))
+    titles = ["Space lasers", "Fresh tomatoes", "Medieval sword", "Quiet jazz", "Deep water", "Red chair", "Old lamp", "Shoes", "Salt"]
+    sample = Sample(tuple((f"i{n}", title) for n, title in enumerate(titles)), events)
+    recbole(tmp_path / "work" / "set", sample)
+    monkeypatch.chdir(tmp_path / "work")
+    words = dict(rounds=1, cuts=(1,), say=lambda _: None)
+    whole = build(Path("p"), "set", **words)
+    monkeypatch.chdir(tmp_path)  # from another folder, by a path of its own
+    assert build(Path("work/p"), "work/set", **words) == whole
+    assert resume(Path("work/p"))[1].titles == tuple(titles)
+    recbole(tmp_path / "set", Sample(sample.items[::-1], events))  # other data where the name leads from here
+    assert resume(Path("work/p"))[1].titles == tuple(titles)
+    assert report.report([Path("work/p")], tmp_path / "report")
+    (tmp_path / "work" / "set").rename(tmp_path / "kept")
+    with pytest.raises(InputError, match="data have changed|not where they were"):
+        resume(Path("work/p"))
