@@ -197,7 +197,7 @@ def _reading(path: Path, again: str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise DamagedFile(f"{path}: is missing; {again.removeprefix('remove it, and ')}.") from None
+        raise DamagedFile(f"{path}: is missing; {again.removeprefix('remove it, and ').replace('remove it and ', 'remove ')}.") from None
     except MemoryError:
         raise
     except OSError as error:

@@ -82,7 +82,8 @@ def covariance(embeddings: np.ndarray, weights: np.ndarray | None = None) -> tup
     if not np.isfinite(scale):
         raise InputError("embeddings: their squares are beyond float64; bring the rows to unit norm.")
     if not np.trace(sigma) > np.finfo(np.float64).eps * scale:
-        raise InputError("embeddings: all rows are the same, or nearly, so there is no direction to decompose.")
+        raise InputError("embeddings: all rows are the same, or nearly, so there is no direction to decompose; give items texts of their own, "
+                         "or embeddings as encoder.")
     return mean, sigma
 
 

@@ -49,7 +49,10 @@ class Parameter:
             raise InputError(f"{self.name}: {shown(value)} is not a list; write [{shown(self._one(value, kind))}].")
         if not len(value) and self.name.endswith("seeds"):
             raise InputError(f"{self.name}: an empty list leaves nothing to run; write {self._wanted()}.")
-        return [self._one(element, kind) for element in value]
+        elements = [self._one(element, kind) for element in value]
+        if self.name.endswith("seeds") and len(set(elements)) < len(elements):
+            raise InputError(f"{self.name}: {shown(value)} holds a seed twice; write each once.")
+        return elements
 
     def _one(self, value: Any, kind: type) -> Any:
         """A value of this type; for that of None, of any of `_KINDS`."""

@@ -96,7 +96,7 @@ def _prepared(folder: Path, data: str | None) -> tuple[Spec, Prepared]:
         try:
             prepared = prepare(replace(spec, data=place))
         except InputError as error:  # other data of this name, perhaps no data at all
-            failure = error
+            failure = InputError(f"{str(error).rstrip('.')}; where the data of {folder} have moved, name their place (--data).")
             continue
         if replace(spec, data=place).key(prepared.dataset.fingerprint()) == stored["key"]:
             return replace(spec, data=place), prepared

@@ -46,7 +46,7 @@ def test_a_tuple_will_do_for_a_list():
 
 
 @pytest.mark.parametrize("name, value, said", [
-    ("seeds", 22, "write [22]"), ("seeds", [], "empty list"), ("names", "b", "write ['b']"), ("rates", 1, "write [1]"), ("anything", 1, "write [1]"),
+    ("seeds", 22, "write [22]"), ("seeds", [], "empty list"), ("seeds", [22, 22], "twice"), ("names", "b", "write ['b']"), ("rates", 1, "write [1]"), ("anything", 1, "write [1]"),
     ("seeds", "fast", "whole number"), ("seeds", ["a"], "whole number"), ("seeds", [1.5], "whole number"),
     ("seeds", [True], "whole number"), ("seeds", [None], "whole number"), ("seeds", [[1]], "whole number"),
     ("seeds", None, "None"), ("seeds", {1: 2}, "list"), ("seeds", {1}, "list"), ("names", [1], "text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that ask a command to end: by `kill`, a scheduler or a shutdown, and by a terminal that is closed."""
+
+
+_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory|[Ss]torage size calculation overflow")
+"""In what torch raises where memory runs out, on a CPU and on a GPU."""
 
 
 class Ended(KeyboardInterrupt):
@@ -44,6 +49,10 @@ def speaks(command: Callable) -> Callable:
             said, status = f"the run failed: {error}", 1
         except WriterError as error:
             said, status = str(error), 1
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            said, status = "out of memory; ask for less: smaller lengths, widths, batches or numbers of negatives.", 1
         except KeyboardInterrupt as interrupt:
             number = interrupt.args[0] if isinstance(interrupt, Ended) else signal.SIGINT
             what = f"ended by {signal.Signals(number).name}" if isinstance(interrupt, Ended) else "interrupted"

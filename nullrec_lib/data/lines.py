@@ -29,12 +29,12 @@ def wrong(path: Path, what: str, line: int | None = None, column: str | None = N
     return InputError(f"{', '.join([str(path), *filter(None, place)])}: {what}.")
 
 
-def lines(path: Path, note: Note = lambda sentence: None) -> Iterator[tuple[int, str]]:
+def lines(path: Path, note: Note = lambda sentence: None, blank: bool = False) -> Iterator[tuple[int, str]]:
     """(number, text) of each line, as it is read, with a bar over the file's bytes.
 
     UTF-8, UTF-16 or UTF-32, with or without a byte order mark; what is plainly none of them is read as Windows-1252,
     which holds Latin-1's letters. Lines end with LF, CR LF or, where there is no LF, CR. Gzip is recognised by its
-    first bytes. What is not plain UTF-8 goes to `note`.
+    first bytes. What is not plain UTF-8 goes to `note`. With `blank`, blank lines are lines like others.
 
     Raises:
         InputError: the file is empty, a line is blank, a part of the file is UTF-8 and another is not, or the gzip
@@ -50,7 +50,7 @@ def lines(path: Path, note: Note = lambda sentence: None) -> Iterator[tuple[int,
             for number, text in enumerate(_decoded(path, stream, note), 1):
                 if number % 8192 == 0:
                     progress.update(raw.tell() - progress.n)
-                if not text.strip():
+                if not (blank or text.strip()):
                     raise wrong(path, "the line is blank, delete it", number)
                 yield number, text
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -8,6 +8,7 @@ counted what is odd: items without text or without a line, repeated lines and in
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -95,9 +96,9 @@ class Source:
             raise InputError(f"{self.folder}: expected exactly one file {' or '.join(patterns)}, found {names}.")
         return matches[0]
 
-    def lines(self, path: Path) -> Iterator[tuple[int, str]]:
+    def lines(self, path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
         """See `lines.lines`."""
-        return text_lines.lines(path, self.note)
+        return text_lines.lines(path, self.note, blank)
 
     def records(self, path: Path, read: Iterable[str], literal: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
         """See `lines.records`. Fields with text other than `read` go to `unread`."""
@@ -237,8 +238,8 @@ class Source:
         if repeated:
             self.note(f"{repeated:,} interactions are there again, same user, item and time; all are kept.")
         for kind, known in (("user", self.users), ("item", dict.fromkeys([*self._texts, *self.items]))):
-            padded = [name for name in known if name != name.strip()]
-            if close := [name for name in padded if name.strip() in known]:
+            bare = Counter(name.strip() for name in known)
+            if close := [name for name in known if name != name.strip() and bare[name.strip()] > 1]:
                 self.note(f"{len(close):,} {kind} ids differ from another by blanks around them alone, such as "
                           f"{close[0]!r:.60}; they count as different.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 _INLINE = "a|abbr|acronym|b|big|cite|code|del|em|font|i|ins|kbd|mark|q|s|small|span|strike|strong|sub|sup|tt|u|wbr"
 _BLOCK = (
     "address|article|aside|blockquote|body|br|button|caption|center|col|colgroup|dd|details|div|dl|dt|embed|fieldset|"
-    "figcaption|figure|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|label|legend|li|link|main|map|meta|nav|"
-    "noscript|object|ol|option|p|param|pre|script|section|select|source|style|summary|svg|table|tbody|td|textarea|tfoot|"
+    "figcaption|figure|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|label|legend|li|link|main|meta|nav|"
+    "noscript|ol|option|p|param|pre|script|section|select|source|style|summary|svg|table|tbody|td|textarea|tfoot|"
     "th|thead|title|tr|ul|video"
 )
 # Only elements of HTML, so that "<3" and "a < b > c" stay. A tag may be cut off by the end of the text.
@@ -55,7 +56,7 @@ def _shown(text: str) -> str:
 
 
 def words(value: Any, separator: str = ", ") -> str:
-    """The distinct texts of nested lists, or a text, in one; nothing else is a text. As they are: see `clean`."""
+    """The distinct texts and numbers of nested lists or mappings, or a text, in one. As they are: see `clean`."""
     return separator.join(dict.fromkeys(_texts(value)))
 
 
@@ -63,8 +64,11 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         if value.strip():
             yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value) if isinstance(value, float) else abs(value) < 10**15:
+            yield str(value)  # a film may be called 1984
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -19,6 +20,8 @@ EARLIEST = 631_152_000
 DAY = 86_400
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 """Per second. From 1990 to tomorrow, no number is a time in two of them."""
+_MAIL = re.compile(r"(?:[A-Za-z]{3}, )?\d{1,2} [A-Za-z]{3} \d{4} \d\d:\d\d(?::\d\d)?(?: (?:[+-]\d{4}|GMT|UTC|UT))?")
+"""Dates as in mail: Sat, 07 Jul 2018 22:09:11 +0200."""
 DIGITS = {"YYYYMMDD": "%Y%m%d", "YYYYMMDDhhmmss": "%Y%m%d%H%M%S"}
 """Dates written as one number."""
 
@@ -49,8 +52,10 @@ class Clock:
         try:
             date = datetime.fromisoformat(text.replace("/", "-"))
         except ValueError:
+            if not _MAIL.fullmatch(text):  # the parser passes over what it does not know, a zone or PM among it
+                return math.nan
             try:
-                date = parsedate_to_datetime(text)  # Sat, 07 Jul 2018 22:09:11 +0200
+                date = parsedate_to_datetime(text)
             except (ValueError, TypeError, IndexError):
                 return math.nan
         if date.tzinfo is None:
@@ -99,7 +104,7 @@ def interpret(
     reason = _not_times(values, seconds, users, outside, unit) if clock == "auto" else ""
     if reason:
         note = f"{reason}: positions, not times; a cold-start split shuffles users by its seed (clock=time overrides)."
-        return np.where(outside, values, seconds), "position", (note,)
+        return np.where(outside, values, seconds), "position", (*notes, note)
     if clock == "auto" and outside.any():
         example = values[outside][0]
         notes += (f"{outside.sum():,} of {len(values):,} timestamps are no time between 1990 and tomorrow, such as "

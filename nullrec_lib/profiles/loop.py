@@ -90,7 +90,7 @@ def finished(folder: Path) -> Built | None:
     path = Path(folder) / BUILT
     if not path.exists():
         return None
-    told = read_json(path, ["asked", "rounds", "rates"])
+    told = read_json(path, ["asked", "rounds", "rates"], "remove it, and `nullrec profiles build` as before makes it again")
     try:
         told["rounds"] = [Round(**done) for done in told["rounds"]]
         told["rates"] = {side: rate and Rate(**rate) for side, rate in told["rates"].items()}

@@ -65,7 +65,7 @@ def notes(dataset) -> list[str]:
     own = ("Recognised: ", "every ", "fields with text")
     plain = [re.sub(r"^\S+\.\S+: ", "", note) for note in dataset.notes]
     units = [re.sub(r"milliseconds|seconds|such as -?[\d.]+( \(as [^)]*\))?", "…", note) for note in plain]
-    units = [re.sub(r"from -?\d+ to -?\d+, which is|\(as [^)]*\)", "…", note) for note in units]
+    units = [re.sub(r"from -?\d+ to -?\d+, which is| \(as [^)]*\)", "", note) for note in units]  # a date that there is none of
     return sorted({note for note in units if not note.startswith(own)})
 
 
@@ -77,7 +77,7 @@ def table(dataset) -> list[tuple]:
     return [(dataset.user_ids[user], *titles[item], round(time, 3)) for user, item, time in rows.itertuples(index=False)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(samples())
 def test_every_layout_gives_the_same_data_set_and_notes(tmp_path_factory, sample):
     folder = tmp_path_factory.mktemp("layouts")

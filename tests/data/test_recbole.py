@@ -1,5 +1,7 @@
 """The RecBole reader and `load`: what is read, what is refused, and with which words."""
 
+import csv
+import io
 import os
 import re
 from dataclasses import replace
@@ -276,6 +278,32 @@ def test_bad_folders(write, tmp_path):
 def test_braces_in_a_name_do_no_harm(write):
     bad = inter("1500000050", "soon")["inter"]
     assert "{0}.inter, line 3" in message(read, write(bad, name="{0}"))
+
+
+# ---- quoting -----------------------------------------------------------------------------------------------
+
+TITLES = ['He said "hi"', "tab\there", "line\nbreak", "two\n\nbreaks", '"Quoted"', "Plain"]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"quoting": csv.QUOTE_ALL}, {"quoting": csv.QUOTE_NONNUMERIC}, {"lineterminator": "\r\n"}, {"encoding": "utf-16"},
+    {"doublequote": False, "escapechar": "\\"}], ids=str)
+def test_what_pandas_quoted_is_unquoted_and_said(write, options):
+    items = pd.DataFrame({"item_id:token": [f"i{n}" for n in range(6)], "title:token_seq": TITLES})
+    folder = write(INTER.replace("\ta\t", "\ti0\t").replace("\tb\t", "\ti1\t"))
+    items.to_csv(folder / "tiny.item", sep="\t", index=False, **options)
+    got = read(folder)
+    assert got.items["title"].tolist() == [" ".join(title.split()) for title in TITLES]
+    assert any("quoted as in CSV" in note for note in got.notes)
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_columns_that_are_quoted_under_a_plain_header_are_unquoted(write, quoting):
+    rows = pd.read_csv(io.StringIO(INTER), sep="\t")
+    items = pd.read_csv(io.StringIO(ITEM), sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
+    body = [frame.to_csv(sep="\t", index=False, header=False, quoting=quoting) for frame in (rows, items)]
+    got, plain = read(write(f"{INTER_HEAD}\n{body[0]}", f"{ITEM_HEAD}\n{body[1]}")), read(write(folder="plain"))
+    assert got.fingerprint() == plain.fingerprint() and got.user_ids.tolist() == plain.user_ids.tolist()
 
 
 # ---- round trip --------------------------------------------------------------------------------------------

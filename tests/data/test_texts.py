@@ -38,5 +38,5 @@ def test_long_rubbish_takes_no_time_to_speak_of(text):
 
 
 def test_words_and_what_holds_text():
-    assert words([["a", "b"], ["a", None, 3, " "], ("c",)]) == "a, b, c" and words(None) == words({}) == ""
+    assert words([["a", "b"], ["a", None, True, " "], ("c", 1984), {"en": "d"}]) == "a, b, c, 1984, d" and words(None) == words({}) == ""
     assert holds_text({"a": [{"b": "x"}]}) and not holds_text([1, "3.50", None, {"a": "$4"}])

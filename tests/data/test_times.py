@@ -55,6 +55,7 @@ def test_units_may_be_mixed_and_sentinels_are_counted_with_an_example():
     got, clock, notes = interpret(np.array([T, (T + 5) * 1000, 0, 253402300799]), USERS, "seconds")
     assert clock == "time" and got.tolist() == [T, T + 5, 0, 253402300799]
     assert "1 of 4" in notes[0] and "milliseconds" in notes[0]
+    assert "milliseconds" in read([(T + 5) * 1000, -1, -2, 0])[2][0]  # among positions too
     assert "2 of 4" in notes[1] and "such as 0 " in notes[1] and "1970-01-01" in notes[1]
 
 
@@ -83,7 +84,9 @@ def test_dates_and_their_zones(text, seconds):
 
 
 @pytest.mark.parametrize("value", [None, True, "", "soon", "nan", "inf", "1e999", "1_000", "0x10", "2018-13-01", "03/04/2018",
-                                   [], {}, float("nan"), 10**400, "9" * 5000, "2018-07-07 25:00:00", "0001-01-01T00:00+23:59"])
+                                   [], {}, float("nan"), 10**400, "9" * 5000, "2018-07-07 25:00:00",
+                                   "Sat, 07 Jul 2018 22:09:11 CEST", "07 July 2018 10:09:11 PM", "2018-07-07 10:09:11 PM",
+                                   "Sat Jul 07 2018 22:09:11 GMT+0200 (CEST)", "07 Jul 2018 10:09:11 PM", "0001-01-01T00:00+23:59"])
 def test_what_is_no_time(value):
     read = Clock().read(value)
     assert read != read or abs(read) < 1e12 and str(value).startswith("0001")  # the year 1 is a date, of no shop

@@ -93,8 +93,10 @@ def _table(
     source: Source, path: Path, known: dict[str, tuple[str, ...]]
 ) -> tuple[pd.DataFrame, dict[str, str], np.ndarray]:
     """Every column as str, named without its type; types by name, in file order; and each row's line number (n,)."""
-    lines = [line for _, line in source.lines(path)]
+    lines = [line for _, line in source.lines(path, blank=True)]  # a quoted cell may hold some
     header, rows, numbers = _unquoted(source, path, lines) or (lines[0].split("\t"), None, np.arange(2, len(lines) + 1))
+    if rows is None and (empty := next((number for number, line in enumerate(lines, 1) if not line.strip()), None)):
+        raise wrong(path, "the line is blank, delete it", empty)
     types: dict[str, str] = {}
     for number, cell in enumerate(header, 1):
         name, _, kind = cell.partition(":")
@@ -134,7 +136,7 @@ def _unquoted(
     """Header, rows and the number of the line that each row begins in, where cells are quoted as in CSV; else None.
 
     A cell that begins and ends with a quote may be a title. CSV's own are those that must be quoted, as they hold a
-    quote (doubled), a tab or a line break; or all of them with the header's.
+    quote (doubled), a tab or a line break; or all of a column, or all of them with the header's.
     """
     if not any('"' in line for line in lines):
         return None
@@ -149,9 +151,10 @@ def _unquoted(
         source.note(f"{path.name}: cells are quoted as in CSV and were unquoted.")
         return parsed[0][1], [row for _, row in parsed[1:]], np.array([number for number, _ in parsed[1:]], int)
     count = 0
+    whole = [len(rows) > 1 and all(map(_QUOTED.fullmatch, column)) for column in zip(*rows)]
     for row in rows:
         for place, cell in enumerate(row):
-            if '""' in cell and len(cell) > 3 and _QUOTED.fullmatch(cell):
+            if whole[place] or '""' in cell and len(cell) > 3 and _QUOTED.fullmatch(cell):
                 row[place] = cell[1:-1].replace('""', '"')
                 count += 1
     if not count:
@@ -162,7 +165,8 @@ def _unquoted(
 
 def _csv(lines: list[str]):
     """(number of the line that it begins in, cells) of each row, by CSV's quoting."""
-    reader = csv.reader((line + "\n" for line in lines), delimiter="\t", strict=True)
+    escaped = {"escapechar": "\\", "doublequote": False} if any('\\"' in line for line in lines) else {}
+    reader = csv.reader((line + "\n" for line in lines), delimiter="\t", strict=True, **escaped)
     begin = 1
     for row in reader:
         yield begin, row
