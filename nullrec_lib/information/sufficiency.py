@@ -205,7 +205,7 @@ def _told(h_v: np.ndarray, h_v_given_u: np.ndarray, counts: dict[str, int], seed
         times = np.bincount(random.integers(len(counted), size=len(counted)), minlength=len(counted))
         draws.append(_means(h_v[some][:, counted], h_v_given_u[some][:, counted], times))
     value = np.array(_means(h_v[:, counted], h_v_given_u[:, counted], np.ones(len(counted))))
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)  # some draws of few rows hold none that counts
     h, h_given, mi, ratio = (Interval(*map(float, three)) for three in zip(value, low, high))
     why = None
     if h.low <= 0:
@@ -230,7 +230,8 @@ def _told(h_v: np.ndarray, h_v_given_u: np.ndarray, counts: dict[str, int], seed
 def _means(h_v: np.ndarray, h_v_given_u: np.ndarray, times: np.ndarray) -> tuple[float, float, float, float]:
     """Both entropies, their difference and its share of the first; row i counts `times[i]` times."""
     weight = np.isfinite(h_v) * times
-    mean = lambda rows: float((np.nan_to_num(rows) * weight).sum() / weight.sum())
+    total = weight.sum() or np.nan
+    mean = lambda rows: float((np.nan_to_num(rows) * weight).sum() / total)
     h, given = mean(h_v), mean(h_v_given_u)
     return h, given, h - given, 1 - given / h
 

@@ -330,3 +330,9 @@ def test_a_setting_outside_of_its_range_is_named(wrong):
 def test_kernels_are_checked(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Kernels(**wrong)
+
+
+def test_an_interval_of_few_rows_is_of_the_draws_that_hold_one():
+    rows = np.random.default_rng(0).standard_normal((30, 48))
+    told = sufficiency(rows, rows, (22, 23, 24), pca=None, kernels=Kernels(components=2, epochs=1))
+    assert all(np.isfinite([one.low, one.high]).all() for one in (told.h_v, told.h_v_given_u, told.mi_nats))
