@@ -148,17 +148,16 @@ class Source:
         if self.only_met and item_id not in self.items:
             self._left_out += 1
             return
-        pair = title, description(text, **attributes)
+        raw = pair = title, description(text, **attributes)
         if self.reading.clean:
-            raw = pair
             pair = clean(title), description(clean(text), **{name: clean(value) for name, value in attributes.items()})
-            # White space alone is not worth a note.
-            self._cleaned += any(len("".join(a.split())) != len("".join(b.split())) for a, b in zip(raw, pair))
         if item_id in self._texts:
             self._again += 1
             self._differing += self._texts[item_id] != pair
         else:
             self._texts[item_id] = pair
+            # White space alone is not worth a note.
+            self._cleaned += any("".join(a.split()) != "".join(b.split()) for a, b in zip(raw, pair) if a != b)
 
     def unread(self, path: Path, fields: Iterable[str]) -> None:
         """Fields of a file that hold text and are not used."""
@@ -238,8 +237,8 @@ class Source:
         if repeated:
             self.note(f"{repeated:,} interactions are there again, same user, item and time; all are kept.")
         for kind, known in (("user", self.users), ("item", dict.fromkeys([*self._texts, *self.items]))):
-            bare = Counter(name.strip() for name in known)
-            if close := [name for name in known if name != name.strip() and bare[name.strip()] > 1]:
+            stripped = Counter(name.strip() for name in known)
+            if close := [name for name in known if name != name.strip() and stripped[name.strip()] > 1]:
                 self.note(f"{len(close):,} {kind} ids differ from another by blanks around them alone, such as "
                           f"{close[0]!r:.60}; they count as different.")
 

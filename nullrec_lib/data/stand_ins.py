@@ -23,6 +23,11 @@ LEFT: ContextVar[list[int]] = ContextVar("left")
 
 
 def spend(count: int) -> None:
+    """Pay for a copy of `count` bytes or values.
+
+    Raises:
+        ValueError: that is more than the file may still take.
+    """
     left = LEFT.get()
     left[0] -= count
     if left[0] < 0:
