@@ -27,10 +27,10 @@ from nullrec_lib.preparing import Prepared, arguments, build, fingerprint, prepa
 from nullrec_lib.processes import outcomes
 from nullrec_lib.progress import bar
 from nullrec_lib.spec import RESULTS_VERSION, Spec
-from nullrec_lib.training import BEST, CHECKPOINT, HISTORY, Recommender, Scorer, fit, load_weights, read_history, spread
+from nullrec_lib.training import (BEST, CHECKPOINT, HISTORY, WITH_RESULT, Recommender, Scorer, fit, load_weights, read_history,
+                                  spread)
 
 SPEC, RESULT, RANKS, DATA, ENVIRONMENT = "spec.json", "result.json", "ranks.safetensors", "data.json", "environment.json"
-MADE_ANEW = "remove it and result.json beside it, and the same run makes both again"
 
 
 def run(
@@ -108,7 +108,7 @@ def _stored_result(folder: Path, key: str, spec: Spec, own: bool) -> dict[str, A
         raise InputError(f"{folder / RESULT}: is the result of another run; remove it, or choose another folder.")
     if not (folder / RANKS).exists():
         return None  # ranked again
-    read_tensors(folder / RANKS, again=MADE_ANEW)
+    read_tensors(folder / RANKS, again=WITH_RESULT)
     if not (folder / SPEC).exists():
         _write_spec(folder, key, spec)
     sweep(folder, CHECKPOINT)
@@ -332,7 +332,7 @@ def stored_ranks(specs: list[Spec], root: Path = Path("runs")) -> dict[str, dict
     """
     found = {}
     for folder in {_finished(spec, root) for spec in specs}:
-        ranks, _ = read_tensors(folder / RANKS, ["test_user"], again=MADE_ANEW)
+        ranks, _ = read_tensors(folder / RANKS, ["test_user"], again=WITH_RESULT)
         found[folder.name] = {name: rank.numpy() for name, rank in ranks.items() if name.startswith("test_")}
     return found
 

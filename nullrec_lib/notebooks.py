@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from nullrec_lib.data import SHOPS, locate
 from nullrec_lib.errors import InputError
-from nullrec_lib.files import write_json
+from nullrec_lib.files import read_json, write_json
 from nullrec_lib.machine import environment
 from nullrec_lib.parameters import Parameter, declared
 from nullrec_lib.processes import outcomes
@@ -223,7 +223,7 @@ def _earlier_runs(record: Path) -> dict[str, Any]:
     if not record.exists():
         return {}
     try:
-        return dict(json.loads(record.read_text(encoding="utf-8"))["notebooks"])
+        return dict(read_json(record, ["notebooks"])["notebooks"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{record}: not readable; delete it or choose another name for the run") from None
 

@@ -20,6 +20,8 @@ from nullrec_lib.methods.method import Method
 from nullrec_lib.progress import bar
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.safetensors", "model.safetensors", "history.json"
+WITH_RESULT = "remove it and result.json beside it, and the same run makes both again"
+"""What to do with a damaged file that a result rests on."""
 
 
 class Recommender(nn.Module):
@@ -356,12 +358,12 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DamagedFile: it is missing or not whole.
     """
-    path, again = folder / HISTORY, "remove it and result.json beside it, and the same run makes both again"
-    history = read_json(path, again=again)
+    path = folder / HISTORY
+    history = read_json(path, again=WITH_RESULT)
     try:
         return _checked(history)
     except (LookupError, TypeError):
-        raise DamagedFile(f"{path}: is no history of epochs; {again}.") from None
+        raise DamagedFile(f"{path}: is no history of epochs; {WITH_RESULT}.") from None
 
 
 def _checked(history: Any) -> list[dict[str, Any]]:
@@ -377,9 +379,8 @@ def load_weights(model: Recommender, path: Path) -> None:
     Raises:
         DamagedFile: they are missing, not whole, or another model's.
     """
-    again = "remove it and result.json beside it, and the same run makes both again"
-    tensors, _ = read_tensors(path, again=again)
+    tensors, _ = read_tensors(path, again=WITH_RESULT)
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise DamagedFile(f"{path}: does not fit this model; {again}.") from None
+        raise DamagedFile(f"{path}: does not fit this model; {WITH_RESULT}.") from None

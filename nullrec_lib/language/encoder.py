@@ -18,6 +18,7 @@ from nullrec_lib.language.encoders.causal import Causal
 from nullrec_lib.language.encoders.sentence import DEFAULT, Sentence
 from nullrec_lib.language.encoders.server import Server
 from nullrec_lib.language.vectors import Vectors
+from nullrec_lib.matrices import real
 
 TEMPLATE = "{title}. {description}"
 """Item text; without a description the title stands alone. Attributes are part of the description column."""
@@ -211,9 +212,7 @@ def _read(path: Path, ids: list[str], items: pd.DataFrame | None = None) -> np.n
         raise DamagedFile(f"encoder: {path} and {record_path.name} beside it must both exist.")
     record = read_json(record_path, ["item_ids"], "make both again")
     stored = record["item_ids"]
-    tensor = read_tensors(path, ["embeddings"], again="make both again")[0]["embeddings"]
-    # numpy has no bfloat16; what is wider than float32 is brought to unit norm first.
-    rows = (tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor).numpy()
+    rows = real(read_tensors(path, ["embeddings"], again="make both again")[0]["embeddings"], str(path))
     if stored != ids or rows.ndim and len(rows) != len(ids):
         raise InputError(
             f"{path}: holds {len(rows):,} embeddings of other items than the catalogue's {len(ids):,} "
